@@ -1,0 +1,261 @@
+//! Layout of the BPF maps, shared by the programs and the loader.
+//!
+//! Every struct is `#[repr(C)]` with explicit padding; addresses and MACs are
+//! byte arrays in network order, everything else is native-endian. A change of
+//! any layout, map name or meaning raises [`VERSION`], because pinned maps
+//! outlive the process that made them.
+
+use crate::wire::{Ipv4, Ipv6, Mac};
+
+/// Version of everything in this module; names the pin folder (`v1`).
+pub const VERSION: u32 = 1;
+
+/// Names of maps, as pinned and as the object's symbols (15 bytes at most).
+pub mod map {
+    /// Hash: single IPv4 address (4 bytes) to [`super::Owner`].
+    pub const ADDRS4: &str = "addrs4";
+    /// Hash: single IPv6 address (16 bytes) to [`super::Owner`].
+    pub const ADDRS6: &str = "addrs6";
+    /// LPM trie: IPv4 prefixes shorter than 32 to [`super::Owner`].
+    pub const PREFIXES4: &str = "prefixes4";
+    /// LPM trie: IPv6 prefixes shorter than 128 to [`super::Owner`].
+    pub const PREFIXES6: &str = "prefixes6";
+    /// Array: endpoint id to [`super::EndpointEntry`].
+    pub const ENDPOINTS: &str = "endpoints";
+    /// Hash: ifindex of a port (u32) to endpoint id (u32).
+    pub const PORTS: &str = "ports";
+    /// Hash: ifindex of an uplink (u32) to [`super::Uplink`].
+    pub const UPLINKS: &str = "uplinks";
+    /// LPM trie: the host's IPv4 routes to an index into [`NEXTHOPS`] (u32).
+    pub const ROUTES4: &str = "routes4";
+    /// LPM trie: the host's IPv6 routes to an index into [`NEXTHOPS`] (u32).
+    pub const ROUTES6: &str = "routes6";
+    /// Array: [`super::NextHop`].
+    pub const NEXTHOPS: &str = "nexthops";
+    /// Array of one [`super::Settings`].
+    pub const SETTINGS: &str = "settings";
+    /// Per-CPU array: [`crate::verdict::Reason`] to a count of frames (u64).
+    pub const COUNTS: &str = "counts";
+    /// Per-CPU array: endpoint id to [`super::Traffic`].
+    pub const TRAFFIC: &str = "traffic";
+    /// Per-CPU hash: [`super::DropKey`] to a count of frames (u64).
+    pub const DROPS: &str = "drops";
+    /// Devmap hash: ifindex of a port to itself, for XDP forwarding.
+    pub const XDP_PORTS: &str = "xdp_ports";
+
+    /// Every map of this version.
+    pub const ALL: [&str; 15] = [
+        ADDRS4, ADDRS6, PREFIXES4, PREFIXES6, ENDPOINTS, PORTS, UPLINKS, ROUTES4, ROUTES6,
+        NEXTHOPS, SETTINGS, COUNTS, TRAFFIC, DROPS, XDP_PORTS,
+    ];
+}
+
+/// Names of programs, as pinned and as the object's symbols (15 bytes at most).
+pub mod program {
+    /// tc, ingress of the uplink.
+    pub const UPLINK_INGRESS: &str = "uplink_ingress";
+    /// tc, egress of the uplink: the host's own traffic to machines.
+    pub const UPLINK_EGRESS: &str = "uplink_egress";
+    /// tc, ingress of every port.
+    pub const PORT_INGRESS: &str = "port_ingress";
+    /// XDP on the uplink, for `--mode xdp`.
+    pub const UPLINK_XDP: &str = "uplink_xdp";
+}
+
+/// Default of `--max-machines`.
+pub const DEFAULT_MAX_MACHINES: u32 = 16_384;
+/// Default of `--max-addresses`: entries of each address map.
+pub const DEFAULT_MAX_ADDRESSES: u32 = 131_072;
+/// Entries of [`map::UPLINKS`].
+pub const MAX_UPLINKS: u32 = 64;
+/// Entries of [`map::NEXTHOPS`].
+pub const MAX_NEXTHOPS: u32 = 1_024;
+/// Entries of [`map::ROUTES4`] and [`map::ROUTES6`] each; a host with more
+/// routes on its uplinks is served through the kernel's own look-up.
+pub const MAX_ROUTES: u32 = 16_384;
+
+/// The value of the address maps: an endpoint id, or [`HOST`].
+pub type Owner = u32;
+/// The address belongs to the host itself, which no machine can claim.
+pub const HOST: Owner = u32::MAX;
+
+/// What a look-up of an address that is not in the maps gives; never a value.
+pub const NOBODY: Owner = u32::MAX - 1;
+
+/// `skb->mark` of frames that the data plane itself hands from one hook to
+/// another; it is set back to 0 by the next program that sees it.
+pub const MARK: u32 = 0x6e73_7864;
+
+/// The IPv4 gateway that every port answers for, also its ping.
+pub const GATEWAY4: Ipv4 = [169, 254, 1, 1];
+/// The IPv6 gateway that every port answers for, also its ping.
+pub const GATEWAY6: Ipv6 = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flag {
+    /// The port exists and has carrier; otherwise nothing is answered or
+    /// delivered.
+    pub const UP: u32 = 1 << 0;
+    /// The port has no peer device (a tap): frames go out of it with
+    /// `bpf_redirect` rather than `bpf_redirect_peer`.
+    pub const NO_PEER: u32 = 1 << 1;
+    /// The machine may send from any MAC (nested bridges).
+    pub const ANY_MAC: u32 = 1 << 2;
+    /// The machine's end takes XDP frames (NAPI is on), so that XDP may
+    /// forward to it.
+    pub const XDP: u32 = 1 << 3;
+}
+
+/// What the programs need to know of one machine's attachment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// ifindex of the port on the host; 0 while there is none.
+    pub ifindex: u32,
+    /// [`endpoint_flag`] bits.
+    pub flags: u32,
+    /// Tenant number; machines exchange packets when theirs are equal. 0 is
+    /// the tenant of those that name none.
+    pub tenant: u32,
+    /// MTU of the port in bytes of IP packet.
+    pub mtu: u32,
+    /// Link-layer address of the machine's end; zero while unknown.
+    pub mac: Mac,
+    /// Link-layer address of the port.
+    pub port_mac: Mac,
+    /// 802.1Q id on the uplink, 0 for untagged.
+    pub vlan: u16,
+    /// Zero.
+    pub pad: u16,
+    /// The port's own link-local address; zero when it has none.
+    pub port_link_local: Ipv6,
+}
+
+/// Bytes kept for a name in [`EndpointEntry`]; systemd allows 64.
+pub const NAME_LEN: usize = 64;
+
+/// An entry of [`map::ENDPOINTS`]: the programs read `forward`, the loader
+/// finds in the rest whose entry it is when it takes over pinned maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointEntry {
+    /// What the programs use.
+    pub forward: Endpoint,
+    /// Machine name, UTF-8, zero padded; all zero marks a free entry.
+    pub name: [u8; NAME_LEN],
+    /// Tenant name, UTF-8, zero padded; all zero when none is named.
+    pub tenant: [u8; NAME_LEN],
+}
+
+/// An uplink as the programs see it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uplink {
+    /// Link-layer address, the one all answers carry.
+    pub mac: Mac,
+    /// Zero.
+    pub pad: u16,
+    /// MTU in bytes of IP packet.
+    pub mtu: u32,
+}
+
+/// Bits of [`NextHop::flags`].
+pub mod nexthop_flag {
+    /// `dst_mac` is known, and good until `deadline`.
+    pub const RESOLVED: u32 = 1 << 0;
+    /// The route refuses (unreachable, blackhole, prohibit).
+    pub const REFUSED: u32 = 1 << 1;
+}
+
+/// Where a route leads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NextHop {
+    /// `CLOCK_MONOTONIC` in nanoseconds after which `dst_mac` is not to be
+    /// trusted; the agent renews it.
+    pub deadline: u64,
+    /// ifindex of the uplink.
+    pub ifindex: u32,
+    /// [`nexthop_flag`] bits.
+    pub flags: u32,
+    /// MTU of the path in bytes of IP packet.
+    pub mtu: u32,
+    /// Link-layer address of the uplink.
+    pub src_mac: Mac,
+    /// Link-layer address of the router; meaningless unless `RESOLVED`.
+    pub dst_mac: Mac,
+}
+
+/// Bits of [`Settings::flags`].
+pub mod settings_flag {
+    /// [`super::map::PREFIXES4`] has entries.
+    pub const PREFIXES4: u32 = 1 << 0;
+    /// [`super::map::PREFIXES6`] has entries.
+    pub const PREFIXES6: u32 = 1 << 1;
+    /// Machines of different tenants reach each other (`isolation = "route"`).
+    pub const ISOLATION_ROUTE: u32 = 1 << 2;
+    /// Machines do not reach the host (`host = "deny"`).
+    pub const HOST_DENY: u32 = 1 << 3;
+}
+
+/// Policy and hints for all programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// [`settings_flag`] bits.
+    pub flags: u32,
+}
+
+/// Packets and bytes of one machine, on one CPU; `rx` as the machine sees it.
+/// Bytes count whole Ethernet frames.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Frames to the machine.
+    pub rx_packets: u64,
+    /// Bytes to the machine.
+    pub rx_bytes: u64,
+    /// Frames from the machine that were forwarded.
+    pub tx_packets: u64,
+    /// Bytes from the machine that were forwarded.
+    pub tx_bytes: u64,
+}
+
+/// Key of [`map::DROPS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DropKey {
+    /// The endpoint that the frame was from or for.
+    pub endpoint: u32,
+    /// A [`crate::verdict::Reason`] as a number.
+    pub reason: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::{offset_of, size_of};
+
+    #[test]
+    fn layout_is_pinned() {
+        assert_eq!(size_of::<Endpoint>(), 48);
+        assert_eq!(offset_of!(Endpoint, mac), 16);
+        assert_eq!(offset_of!(Endpoint, port_mac), 22);
+        assert_eq!(offset_of!(Endpoint, vlan), 28);
+        assert_eq!(offset_of!(Endpoint, port_link_local), 32);
+        assert_eq!(size_of::<EndpointEntry>(), 176);
+        assert_eq!(size_of::<Uplink>(), 12);
+        assert_eq!(size_of::<NextHop>(), 32);
+        assert_eq!(offset_of!(NextHop, src_mac), 20);
+        assert_eq!(size_of::<Settings>(), 4);
+        assert_eq!(size_of::<Traffic>(), 32);
+        assert_eq!(size_of::<DropKey>(), 8);
+    }
+
+    #[test]
+    fn names_fit_the_kernel() {
+        for name in map::ALL {
+            assert!(name.len() < 16, "{name} is cut by the kernel");
+        }
+    }
+}

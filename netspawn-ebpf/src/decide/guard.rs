@@ -1,0 +1,266 @@
+//! IP packets from machines: the source guard first, then where they may go
+//! (rows P5 to P7, G1 to G11).
+
+use super::{
+    Meta,
+    forward::{self, Origin},
+    is_machine, may_use_mac, nd_type, ndp,
+};
+use crate::abi::{
+    Endpoint, GATEWAY4, GATEWAY6, HOST, NextHop, Owner, endpoint_flag, nexthop_flag, settings_flag,
+};
+use crate::tables::Tables;
+use crate::verdict::{Family, Reason, Verdict};
+use crate::wire::{
+    EthHdr, Frame, Ip6, Ipv4Hdr, L3, L4_V6, is_link_local6, is_loopback6, is_multicast_mac,
+    is_multicast6, is_unspecified6, ndp::kind, protocol, words6,
+};
+
+const DHCP4_SERVER: u16 = 67;
+const DHCP4_CLIENT: u16 = 68;
+const DHCP6_CLIENT: u16 = 546;
+const DHCP6_SERVER: u16 = 547;
+
+/// UDP source and destination port, host order.
+#[inline(always)]
+fn udp_ports<F: Frame + ?Sized>(frame: &F, offset: usize) -> (u16, u16) {
+    match frame.read::<[u8; 4]>(offset) {
+        Some([a, b, c, d]) => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+        None => (0, 0),
+    }
+}
+
+/// What holds for every unicast packet that leaves a machine: it comes from the
+/// machine's MAC, and is sent to the gateway's.
+#[inline(always)]
+fn link_layer(eth: &EthHdr, endpoint: &Endpoint) -> Result<(), Reason> {
+    if !may_use_mac(endpoint, &eth.src_addr) {
+        Err(Reason::SpoofedMac)
+    } else if endpoint.flags & endpoint_flag::UP == 0 {
+        Err(Reason::EndpointDown)
+    } else {
+        Ok(())
+    }
+}
+
+/// Sends a packet to the host by way of the uplink that its source's route
+/// leaves by, which satisfies every `rp_filter`.
+#[inline(always)]
+fn to_host<'a, T: Tables>(id: Owner, back: Option<&'a NextHop>, tables: &T) -> Verdict<'a> {
+    if tables.settings().flags & settings_flag::HOST_DENY != 0 {
+        return Verdict::drop(Reason::HostDenied, id);
+    }
+    match back {
+        Some(hop) => Verdict::to_host(id, hop),
+        None => Verdict::drop(Reason::NoRoute, id),
+    }
+}
+
+/// The way out for a packet that is nobody's here.
+#[inline(always)]
+fn next_hop(hop: Option<&NextHop>) -> Option<&NextHop> {
+    match hop {
+        Some(hop) if hop.flags & nexthop_flag::REFUSED == 0 => Some(hop),
+        _ => None,
+    }
+}
+
+/// IPv4 from a machine.
+#[inline(always)]
+pub(super) fn port4<'a, F, T>(
+    frame: &F,
+    eth: &EthHdr,
+    meta: &Meta,
+    id: Owner,
+    endpoint: &'a Endpoint,
+    tables: &'a T,
+) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let drop = |reason| Verdict::drop(reason, id);
+    let Some(ip) = frame.read::<Ipv4Hdr>(L3) else {
+        return drop(Reason::BadFrame);
+    };
+    let words = usize::from(ip.vihl & 15);
+    let first_fragment = u16::from_be_bytes(ip.frags) & 0x1fff == 0;
+    let ports = if ip.proto == protocol::UDP && words == 5 && first_fragment {
+        udp_ports(frame, L3 + Ipv4Hdr::LEN)
+    } else {
+        (0, 0)
+    };
+    if ip.src_addr == [0; 4] && ports == (DHCP4_CLIENT, DHCP4_SERVER) {
+        if let Err(reason) = link_layer(eth, endpoint) {
+            return drop(reason);
+        }
+        return Verdict::pass(Reason::DhcpClient);
+    }
+    if tables.owner4(&ip.src_addr) != id {
+        return drop(Reason::SpoofedSource);
+    }
+    if let Err(reason) = link_layer(eth, endpoint) {
+        return drop(reason);
+    }
+    if ports == (DHCP4_SERVER, DHCP4_CLIENT) {
+        return drop(Reason::RogueDhcp);
+    }
+    if is_multicast_mac(&eth.dst_addr) || ip.dst_addr[0] >= 224 {
+        return drop(Reason::Multicast);
+    }
+    if eth.dst_addr != endpoint.port_mac {
+        return drop(Reason::WrongGateway);
+    }
+    let Some(ip) = forward::header4(frame, meta) else {
+        return drop(Reason::BadHeader);
+    };
+    match tables.owner4(&ip.dst_addr) {
+        owner if owner == id => drop(Reason::OwnDestination),
+        owner if is_machine(owner) => {
+            let origin = Origin::Machine {
+                id,
+                tenant: endpoint.tenant,
+            };
+            forward::machine4(frame, meta, owner, origin, tables)
+        }
+        HOST => to_host(id, tables.route4(&ip.src_addr), tables),
+        _ => {
+            if ip.dst_addr == GATEWAY4 {
+                let echo = ip.proto == protocol::ICMP
+                    && words == 5
+                    && u16::from_be_bytes(ip.frags) & 0x3fff == 0
+                    && frame.read::<[u8; 2]>(L3 + Ipv4Hdr::LEN) == Some([8, 0]);
+                return if echo {
+                    Verdict::echo(Family::V4)
+                } else {
+                    drop(Reason::LinkLocal)
+                };
+            }
+            match ip.dst_addr {
+                [0 | 127, ..] => return drop(Reason::MartianDestination),
+                // RFC 3927 2.7: not to be forwarded.
+                [169, 254, ..] => return drop(Reason::LinkLocal),
+                _ => {}
+            }
+            let Some(hop) = next_hop(tables.route4(&ip.dst_addr)) else {
+                return drop(Reason::NoRoute);
+            };
+            if ip.ttl <= 1 {
+                return drop(Reason::TtlExceeded);
+            }
+            if !forward::fits4(frame, meta, &ip, hop.mtu) {
+                return drop(Reason::TooBig);
+            }
+            Verdict::out(id, hop, Family::V4)
+        }
+    }
+}
+
+/// IPv6 from a machine.
+#[inline(always)]
+pub(super) fn port6<'a, F, T>(
+    frame: &F,
+    eth: &EthHdr,
+    meta: &Meta,
+    id: Owner,
+    endpoint: &'a Endpoint,
+    tables: &'a T,
+) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let drop = |reason| Verdict::drop(reason, id);
+    let Some(ip) = Ip6::read(frame) else {
+        return drop(Reason::BadFrame);
+    };
+    let nd = nd_type(frame);
+    if is_unspecified6(&ip.source) {
+        // Only duplicate address detection, router solicitations and MLD have
+        // no source; the latter two end here.
+        if !is_multicast6(&ip.destination) {
+            return drop(Reason::SpoofedSource);
+        }
+        if nd != kind::SOLICITATION {
+            return drop(Reason::Multicast);
+        }
+    } else if !ndp::may_use(&ip.source, id, endpoint, tables) {
+        return drop(Reason::SpoofedSource);
+    }
+    if let Err(reason) = link_layer(eth, endpoint) {
+        return drop(reason);
+    }
+    match nd {
+        kind::SOLICITATION | kind::ADVERTISEMENT => {
+            return ndp::port(frame, eth, &ip, nd, id, endpoint, tables);
+        }
+        kind::ROUTER_ADVERTISEMENT | kind::REDIRECT => return drop(Reason::RogueRouter),
+        _ => {}
+    }
+    let link_local = is_link_local6(&ip.source);
+    let ports = if ip.next_header == protocol::UDP {
+        udp_ports(frame, L4_V6)
+    } else {
+        (0, 0)
+    };
+    if ports == (DHCP6_SERVER, DHCP6_CLIENT) {
+        return drop(Reason::RogueDhcp);
+    }
+    if link_local && ports == (DHCP6_CLIENT, DHCP6_SERVER) {
+        return Verdict::pass(Reason::DhcpClient);
+    }
+    if is_multicast_mac(&eth.dst_addr) || is_multicast6(&ip.destination) {
+        return drop(Reason::Multicast);
+    }
+    if eth.dst_addr != endpoint.port_mac {
+        return drop(Reason::WrongGateway);
+    }
+    let Some(ip) = forward::header6(frame, meta) else {
+        return drop(Reason::BadHeader);
+    };
+    if is_link_local6(&ip.destination) {
+        if ip.destination == words6(&GATEWAY6) && nd == kind::ECHO_REQUEST {
+            return Verdict::echo(Family::V6);
+        }
+        if ip.destination != words6(&endpoint.port_link_local)
+            || ip.destination == words6(&GATEWAY6)
+        {
+            return drop(Reason::LinkLocal);
+        }
+        return if tables.settings().flags & settings_flag::HOST_DENY != 0 {
+            drop(Reason::HostDenied)
+        } else {
+            Verdict::pass(Reason::ForHost)
+        };
+    }
+    // RFC 4291 2.5.6: a link-local source stays on its link.
+    if link_local {
+        return drop(Reason::SpoofedSource);
+    }
+    match tables.owner6(&ip.destination) {
+        owner if owner == id => drop(Reason::OwnDestination),
+        owner if is_machine(owner) => {
+            let origin = Origin::Machine {
+                id,
+                tenant: endpoint.tenant,
+            };
+            forward::machine6(frame, meta, owner, origin, tables)
+        }
+        HOST => to_host(id, tables.route6(&ip.source), tables),
+        _ => {
+            if is_unspecified6(&ip.destination) || is_loopback6(&ip.destination) {
+                return drop(Reason::MartianDestination);
+            }
+            let Some(hop) = next_hop(tables.route6(&ip.destination)) else {
+                return drop(Reason::NoRoute);
+            };
+            if ip.hop_limit <= 1 {
+                return drop(Reason::TtlExceeded);
+            }
+            if !forward::fits6(frame, meta, &ip, hop.mtu) {
+                return drop(Reason::TooBig);
+            }
+            Verdict::out(id, hop, Family::V6)
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What is to happen to a frame: one function for each hook.
+
+pub mod arp;
+pub mod forward;
+pub mod guard;
+pub mod ndp;
+
+use crate::abi::{Endpoint, HOST, NOBODY, Owner, Uplink, endpoint_flag};
+use crate::tables::Tables;
+use crate::verdict::{Reason, Verdict};
+use crate::wire::{EthHdr, Frame, Ipv6Hdr, L3, L4_V6, ether_type, ndp::kind, protocol};
+
+/// What a hook knows of a frame besides its bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Meta {
+    /// Bytes of the whole frame, also those that are not in reach.
+    pub length: u32,
+    /// Payload bytes of one segment of a GSO super-packet, else 0.
+    pub gso_size: u32,
+    /// 802.1Q id of a tag kept beside the frame, else 0.
+    pub vlan: u16,
+    /// Whether there is such a tag (priority tags have id 0).
+    pub tagged: bool,
+}
+
+/// Frames that come in on an uplink (rows A, N, F).
+#[inline(always)]
+pub fn uplink<'a, F, T>(frame: &F, meta: &Meta, uplink: &Uplink, tables: &'a T) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let Some(eth) = frame.read::<EthHdr>(0) else {
+        return Verdict::pass(Reason::Malformed);
+    };
+    match u16::from_be(eth.ether_type) {
+        ether_type::ARP => arp::uplink(frame, &eth, meta, uplink, tables),
+        ether_type::IPV4 if eth.dst_addr == uplink.mac => {
+            forward::inbound4(frame, meta, forward::Origin::Network, tables)
+        }
+        ether_type::IPV6 => match nd_type(frame) {
+            kind::SOLICITATION => ndp::uplink(frame, &eth, meta, uplink, tables),
+            kind::ADVERTISEMENT => ndp::uplink_advertisement(frame, &eth, uplink, tables),
+            _ if eth.dst_addr == uplink.mac => {
+                forward::inbound6(frame, meta, forward::Origin::Network, tables)
+            }
+            _ => Verdict::pass(Reason::NotForUs),
+        },
+        ether_type::IPV4 => Verdict::pass(Reason::NotForUs),
+        _ => Verdict::pass(Reason::OtherProtocol),
+    }
+}
+
+/// Frames that the host sends out of an uplink.
+#[inline(always)]
+pub fn host<'a, F, T>(frame: &F, meta: &Meta, tables: &'a T) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    if meta.tagged {
+        return Verdict::pass(Reason::VlanPass);
+    }
+    let Some(eth) = frame.read::<EthHdr>(0) else {
+        return Verdict::pass(Reason::Malformed);
+    };
+    match u16::from_be(eth.ether_type) {
+        ether_type::ARP => arp::host(frame, &eth, tables),
+        ether_type::IPV4 => forward::inbound4(frame, meta, forward::Origin::Host, tables),
+        ether_type::IPV6 => match nd_type(frame) {
+            kind::SOLICITATION => ndp::host(frame, &eth, tables),
+            _ => forward::inbound6(frame, meta, forward::Origin::Host, tables),
+        },
+        _ => Verdict::pass(Reason::OtherProtocol),
+    }
+}
+
+/// Frames that a machine sends into its port (rows P, G).
+#[inline(always)]
+pub fn port<'a, F, T>(
+    frame: &F,
+    meta: &Meta,
+    id: Owner,
+    endpoint: &'a Endpoint,
+    tables: &'a T,
+) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let Some(eth) = frame.read::<EthHdr>(0) else {
+        return Verdict::drop(Reason::BadFrame, id);
+    };
+    let ether_type = u16::from_be(eth.ether_type);
+    if meta.tagged
+        || matches!(
+            ether_type,
+            ether_type::VLAN | ether_type::QINQ | ether_type::QINQ_OLD
+        )
+    {
+        return Verdict::drop(Reason::Vlan, id);
+    }
+    match ether_type {
+        ether_type::ARP => arp::port(frame, &eth, id, endpoint, tables),
+        ether_type::IPV4 => guard::port4(frame, &eth, meta, id, endpoint, tables),
+        ether_type::IPV6 => guard::port6(frame, &eth, meta, id, endpoint, tables),
+        _ => Verdict::drop(Reason::EtherType, id),
+    }
+}
+
+/// The type of an ICMPv6 message that follows the IPv6 header at once; 0, which
+/// is reserved (RFC 4443 2.1), for anything else.
+#[inline(always)]
+fn nd_type<F: Frame + ?Sized>(frame: &F) -> u8 {
+    const NEXT_HEADER: usize = L3 + core::mem::offset_of!(Ipv6Hdr, next_hdr);
+    match frame.read::<u8>(NEXT_HEADER) {
+        Some(protocol::ICMPV6) => frame.read::<u8>(L4_V6).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Whether an address is answered for: the endpoint that has it, or else why it
+/// is not.
+struct Answerable<'a> {
+    endpoint: Option<&'a Endpoint>,
+    reason: Reason,
+}
+
+#[inline(always)]
+fn answerable<'a, T: Tables>(owner: Owner, meta: &Meta, tables: &'a T) -> Answerable<'a> {
+    let not = |reason| Answerable {
+        endpoint: None,
+        reason,
+    };
+    match owner {
+        NOBODY => not(Reason::NotOwned),
+        HOST => not(Reason::ForHost),
+        id => match tables.endpoint(id) {
+            Some(endpoint) if endpoint.flags & endpoint_flag::UP == 0 => not(Reason::NotOwned),
+            Some(endpoint) if endpoint.vlan != meta.vlan => not(Reason::VlanPass),
+            endpoint => Answerable {
+                endpoint,
+                reason: Reason::NotOwned,
+            },
+        },
+    }
+}
+
+/// Whether an owner is a machine.
+#[inline(always)]
+fn is_machine(owner: Owner) -> bool {
+    owner < NOBODY
+}
+
+/// Whether the machine may use this link-layer source address.
+#[inline(always)]
+fn may_use_mac(endpoint: &Endpoint, mac: &[u8; 6]) -> bool {
+    endpoint.flags & endpoint_flag::ANY_MAC != 0 || endpoint.mac == *mac
+}

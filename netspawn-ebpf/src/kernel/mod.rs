@@ -1,0 +1,7 @@
+//! What only the BPF target has: programs, maps, packet access, counters.
+
+mod counters;
+mod maps;
+mod packet;
+mod tc;
+mod xdp;

@@ -1,0 +1,351 @@
+//! Programs at tc hooks.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::generated::{
+        bpf_csum_update, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_vlan_pop,
+        bpf_skb_vlan_push,
+    },
+    macros::classifier,
+    programs::TcContext,
+};
+use netspawn_ebpf::{
+    abi::{Endpoint, MARK, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag},
+    decide::{self, Meta},
+    rewrite,
+    tables::Tables as _,
+    verdict::{Action, Family, Reason, Verdict, word_mac},
+    wire::{Frame as _, FrameMut as _, L3, MIN_FRAME, ether_type, ndp::ADVERTISEMENT_FRAME},
+};
+
+use super::{
+    counters,
+    maps::{Maps, PORTS},
+    packet::Packet,
+};
+
+/// Other programs and the stack go on with the frame.
+const NEXT: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT as i32;
+
+/// Bytes that decisions about headers read at most: Ethernet, the longest IPv4
+/// header, the start of TCP; or a solicitation with its options.
+const HEADERS: u32 = 128;
+
+/// A hook's view of the skb.
+struct Skb {
+    raw: *mut __sk_buff,
+}
+
+macro_rules! field {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[inline(always)]
+        fn $name(&self) -> u32 {
+            // SAFETY: the context is valid for the whole run of the program.
+            unsafe { (*self.raw).$name }
+        }
+    };
+}
+
+impl Skb {
+    field!(
+        /// Bytes of the frame, also out of reach.
+        len
+    );
+    field!(
+        /// The device of the hook.
+        ifindex
+    );
+    field!(mark);
+    field!(data);
+    field!(data_end);
+    field!(vlan_present);
+    field!(vlan_tci);
+    field!(gso_size);
+
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
+        // SAFETY: as above; the verifier allows writes to this field.
+        unsafe { (*self.raw).mark = mark };
+    }
+
+    #[inline(always)]
+    fn packet(&self) -> Packet {
+        Packet::new(self.data() as usize, self.data_end() as usize)
+    }
+
+    /// Makes the headers linear where a driver left them in fragments.
+    #[inline(always)]
+    fn pull_headers(&self) {
+        let wanted = if self.len() < HEADERS {
+            self.len()
+        } else {
+            HEADERS
+        };
+        if self.packet().reach() < wanted as usize {
+            // SAFETY: the context is valid; packet pointers are taken afresh
+            // afterwards.
+            unsafe { bpf_skb_pull_data(self.raw, wanted) };
+        }
+    }
+
+    #[inline(always)]
+    fn meta(&self) -> Meta {
+        let tagged = self.vlan_present() != 0;
+        Meta {
+            length: self.len(),
+            gso_size: self.gso_size(),
+            vlan: if tagged {
+                (self.vlan_tci() & 0xfff) as u16
+            } else {
+                0
+            },
+            tagged,
+        }
+    }
+
+    /// Cuts or grows the frame.
+    #[inline(always)]
+    fn resize(&self, length: usize) -> Option<()> {
+        // SAFETY: the context is valid.
+        let result = unsafe { bpf_skb_change_tail(self.raw, length as u32, 0) };
+        (result == 0).then_some(())
+    }
+}
+
+/// Where an answer leaves.
+#[derive(Clone, Copy)]
+enum Back {
+    /// Out of the device it came in on.
+    Out,
+    /// Into the stack, which asked on its way out of the device.
+    Up,
+}
+
+#[inline(always)]
+fn send_back(skb: &Skb, back: Back) -> i32 {
+    let flags = match back {
+        Back::Out => 0,
+        Back::Up => BPF_F_INGRESS as u64,
+    };
+    skb.set_mark(MARK);
+    // SAFETY: takes numbers only.
+    unsafe { bpf_redirect(skb.ifindex(), flags) as i32 }
+}
+
+#[inline(always)]
+fn failed() -> i32 {
+    counters::reason(Reason::HelperFailed);
+    DROP
+}
+
+#[inline(always)]
+fn answer_arp(skb: &Skb, verdict: &Verdict<'_>, back: Back) -> i32 {
+    if skb.len() > MIN_FRAME as u32 && skb.resize(MIN_FRAME).is_none() {
+        return failed();
+    }
+    if rewrite::arp_reply(&mut skb.packet(), word_mac(verdict.mac)).is_none() {
+        return failed();
+    }
+    if verdict.source_differs {
+        counters::reason(Reason::ArpSourceDiffers);
+    }
+    send_back(skb, back)
+}
+
+#[inline(always)]
+fn answer_ndp(skb: &Skb, verdict: &Verdict<'_>, back: Back) -> i32 {
+    if skb.len() != ADVERTISEMENT_FRAME as u32 && skb.resize(ADVERTISEMENT_FRAME).is_none() {
+        return failed();
+    }
+    let (mac, asker) = (word_mac(verdict.mac), word_mac(verdict.asker));
+    if rewrite::advertisement(&mut skb.packet(), mac, asker, verdict.router).is_none() {
+        return failed();
+    }
+    send_back(skb, back)
+}
+
+#[inline(always)]
+fn answer_echo(skb: &Skb, family: Family, back: Back) -> i32 {
+    if rewrite::echo_reply(&mut skb.packet(), family).is_none() {
+        return failed();
+    }
+    send_back(skb, back)
+}
+
+/// Takes a hop, and keeps the sum right that a driver may have left of the whole
+/// packet (`CHECKSUM_COMPLETE`): in IPv4 the header's own checksum makes up for
+/// the change, in IPv6 nothing does.
+#[inline(always)]
+fn take_hop(skb: &Skb, packet: &mut Packet, family: Family) -> Option<()> {
+    const NEXT_HEADER_AND_HOPS: usize = L3 + 6;
+    if let Family::V4 = family {
+        return rewrite::take_hop(packet, family);
+    }
+    let old = packet.read::<u16>(NEXT_HEADER_AND_HOPS)?;
+    rewrite::take_hop(packet, family)?;
+    let new = packet.read::<u16>(NEXT_HEADER_AND_HOPS)?;
+    // SAFETY: the context is valid; the helper changes no packet data. It
+    // refuses where there is no such sum, which is right.
+    unsafe { bpf_csum_update(skb.raw, u32::from(new) + u32::from(!old)) };
+    Some(())
+}
+
+/// Sends a frame to a machine. `peer` says whether `bpf_redirect_peer` may be
+/// used here, which is at ingress.
+#[inline(always)]
+fn deliver(skb: &Skb, verdict: &Verdict<'_>, endpoint: &Endpoint, peer: bool) -> i32 {
+    let bytes = skb.len();
+    let mut packet = skb.packet();
+    if rewrite::ethernet(&mut packet, endpoint.mac, endpoint.port_mac).is_none()
+        || verdict.takes_hop && take_hop(skb, &mut packet, verdict.family).is_none()
+    {
+        return failed();
+    }
+    counters::received(verdict.id, bytes);
+    if verdict.from != NOBODY {
+        counters::sent(verdict.from, bytes);
+    }
+    let (ifindex, flags) = (endpoint.ifindex, endpoint.flags);
+    if skb.vlan_present() != 0 {
+        // SAFETY: the context is valid, packet pointers are not used again.
+        unsafe { bpf_skb_vlan_pop(skb.raw) };
+    }
+    // SAFETY: both take numbers only.
+    unsafe {
+        if peer && flags & endpoint_flag::NO_PEER == 0 {
+            bpf_redirect_peer(ifindex, 0) as i32
+        } else {
+            bpf_redirect(ifindex, 0) as i32
+        }
+    }
+}
+
+/// Sends a frame out of an uplink, to the next hop as the agent knows it, or
+/// through the kernel's own routing and neighbor tables.
+#[inline(always)]
+fn send_out(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, hop: &NextHop) -> i32 {
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let resolved = hop.flags & nexthop_flag::RESOLVED != 0 && now < hop.deadline;
+    let ifindex = hop.ifindex;
+    let mut packet = skb.packet();
+    if take_hop(skb, &mut packet, verdict.family).is_none()
+        || resolved && rewrite::ethernet(&mut packet, hop.dst_mac, hop.src_mac).is_none()
+    {
+        return failed();
+    }
+    counters::sent(verdict.from, skb.len());
+    if vlan != 0 {
+        // SAFETY: the context is valid, packet pointers are not used again.
+        unsafe { bpf_skb_vlan_push(skb.raw, ether_type::VLAN.to_be(), vlan) };
+    }
+    skb.set_mark(MARK);
+    // SAFETY: both take numbers only, and no parameters.
+    unsafe {
+        if resolved {
+            bpf_redirect(ifindex, 0) as i32
+        } else {
+            bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
+        }
+    }
+}
+
+/// Lets a frame come in once more, on an uplink, for the host's stack.
+#[inline(always)]
+fn hand_to_host(skb: &Skb, from: Owner, hop: &NextHop) -> i32 {
+    let ifindex = hop.ifindex;
+    if skb.packet().write(0, hop.src_mac).is_none() {
+        return failed();
+    }
+    counters::sent(from, skb.len());
+    skb.set_mark(MARK);
+    // SAFETY: takes numbers only.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) as i32 }
+}
+
+/// Carries out a verdict. `vlan` is the tag that the machine's frames carry on
+/// the uplink, `peer` as for [`deliver`].
+#[inline(always)]
+fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, back: Back, peer: bool) -> i32 {
+    counters::reason(verdict.reason);
+    match (verdict.action, verdict.endpoint, verdict.hop) {
+        (Action::Pass, ..) => NEXT,
+        (Action::Arp, ..) => answer_arp(skb, verdict, back),
+        (Action::Ndp, ..) => answer_ndp(skb, verdict, back),
+        (Action::Echo, ..) => answer_echo(skb, verdict.family, back),
+        (Action::Deliver, Some(endpoint), _) => deliver(skb, verdict, endpoint, peer),
+        (Action::Out, _, Some(hop)) => send_out(skb, verdict, vlan, hop),
+        (Action::ToHost, _, Some(hop)) => hand_to_host(skb, verdict.from, hop),
+        _ => {
+            counters::charge(verdict.reason, verdict.id);
+            DROP
+        }
+    }
+}
+
+/// Whether the data plane itself handed the frame over; takes the mark off.
+#[inline(always)]
+fn handed(skb: &Skb) -> bool {
+    if skb.mark() != MARK {
+        return false;
+    }
+    skb.set_mark(0);
+    counters::reason(Reason::Handed);
+    true
+}
+
+/// Ingress of an uplink.
+#[classifier]
+pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    let skb = Skb {
+        raw: ctx.as_ptr().cast(),
+    };
+    if handed(&skb) {
+        return NEXT;
+    }
+    let Some(uplink) = Maps.uplink(skb.ifindex()) else {
+        return NEXT;
+    };
+    skb.pull_headers();
+    let verdict = decide::uplink(&skb.packet(), &skb.meta(), uplink, &Maps);
+    act(&skb, &verdict, 0, Back::Out, true)
+}
+
+/// Egress of an uplink: what the host itself sends.
+#[classifier]
+pub fn uplink_egress(ctx: TcContext) -> i32 {
+    let skb = Skb {
+        raw: ctx.as_ptr().cast(),
+    };
+    if handed(&skb) {
+        return NEXT;
+    }
+    skb.pull_headers();
+    let verdict = decide::host(&skb.packet(), &skb.meta(), &Maps);
+    act(&skb, &verdict, 0, Back::Up, false)
+}
+
+/// Ingress of a port: what a machine sends.
+#[classifier]
+pub fn port_ingress(ctx: TcContext) -> i32 {
+    let skb = Skb {
+        raw: ctx.as_ptr().cast(),
+    };
+    // SAFETY: values are single words, which are replaced as a whole.
+    let id = unsafe { PORTS.get(&skb.ifindex()) }.copied();
+    let endpoint = match id {
+        Some(id) => Maps.endpoint(id),
+        None => None,
+    };
+    let (Some(id), Some(endpoint)) = (id, endpoint) else {
+        counters::reason(Reason::UnknownPort);
+        return DROP;
+    };
+    skb.pull_headers();
+    let verdict = decide::port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
+    act(&skb, &verdict, endpoint.vlan, Back::Out, true)
+}

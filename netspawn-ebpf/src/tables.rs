@@ -1,0 +1,26 @@
+//! The look-ups that decisions need.
+
+use crate::abi::{Endpoint, NextHop, Owner, Settings, Uplink};
+use crate::wire::{Ipv4, Words6};
+
+/// State that the loader keeps for the programs: BPF maps in the kernel, plain
+/// maps in tests.
+pub trait Tables {
+    /// Policy and hints.
+    fn settings(&self) -> Settings;
+    /// Longest match over declared addresses and the host's own: an endpoint
+    /// id, [`crate::abi::HOST`] or [`crate::abi::NOBODY`]. A number rather than
+    /// an `Option`, whose payload would be undefined where LLVM compares it
+    /// ahead of the discriminant, which the verifier refuses.
+    fn owner4(&self, address: &Ipv4) -> Owner;
+    /// As [`Tables::owner4`].
+    fn owner6(&self, address: &Words6) -> Owner;
+    /// The endpoint with that id.
+    fn endpoint(&self, id: Owner) -> Option<&Endpoint>;
+    /// The uplink with that ifindex.
+    fn uplink(&self, ifindex: u32) -> Option<&Uplink>;
+    /// The host's route to an address.
+    fn route4(&self, address: &Ipv4) -> Option<&NextHop>;
+    /// The host's route to an address.
+    fn route6(&self, address: &Words6) -> Option<&NextHop>;
+}

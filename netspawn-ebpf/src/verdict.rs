@@ -1,0 +1,326 @@
+//! What is to happen to a frame, as data.
+
+use crate::abi::{Endpoint, NOBODY, NextHop, Owner};
+use crate::wire::Mac;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $kind:ident, $name:literal;)*) => {
+        /// Why a frame was passed, dropped, answered or forwarded. Each has a
+        /// counter in [`crate::abi::map::COUNTS`] under its number.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason { $($(#[$doc])* $variant,)* }
+
+        impl Reason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &[Reason] = &[$(Reason::$variant,)*];
+
+            /// The name that users look up.
+            pub const fn name(self) -> &'static str {
+                match self { $(Reason::$variant => $name,)* }
+            }
+
+            /// What happens to a frame for this reason.
+            pub const fn kind(self) -> Kind {
+                match self { $(Reason::$variant => Kind::$kind,)* }
+            }
+        }
+    };
+}
+
+/// What a [`Reason`] does to a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// To the kernel's stack, unchanged.
+    Pass,
+    /// Dropped.
+    Drop,
+    /// Answered in place.
+    Answer,
+    /// Sent on.
+    Forward,
+}
+
+reasons! {
+    /// Destination or target is no machine's.
+    NotOwned = Pass, "not_owned";
+    /// Neither ARP nor IP.
+    OtherProtocol = Pass, "other_protocol";
+    /// Not addressed to the uplink's link-layer address.
+    NotForUs = Pass, "not_for_us";
+    /// ARP or ND that breaks its RFC, or is cut short.
+    Malformed = Pass, "malformed";
+    /// ND with a wrong checksum or hop limit.
+    BadNd = Pass, "bad_nd";
+    /// ND with more options than are looked at.
+    ManyOptions = Pass, "many_options";
+    /// An 802.1Q tag that no machine of that VLAN owns.
+    VlanPass = Pass, "vlan_pass";
+    /// ARP reply, neighbor advertisement or question for the host.
+    ForHost = Pass, "for_host";
+    /// A DHCP client's first packets.
+    DhcpClient = Pass, "dhcp_client";
+    /// A frame that the data plane handed over to the stack itself.
+    Handed = Pass, "handed";
+    /// Another station claims an owned address.
+    AddressConflict = Pass, "address_conflict";
+    /// IPv4 header length, total length, version or checksum is wrong.
+    BadHeader = Drop, "bad_header";
+    /// Source is owned, multicast, loopback or the destination itself.
+    MartianSource = Drop, "martian_source";
+    /// Destination is loopback, unspecified or reserved.
+    MartianDestination = Drop, "martian_destination";
+    /// Destination is declared, its machine is not up.
+    EndpointDown = Drop, "endpoint_down";
+    /// TTL or hop limit used up.
+    TtlExceeded = Drop, "ttl_exceeded";
+    /// Larger than the MTU of the way on.
+    TooBig = Drop, "too_big";
+    /// A machine sent from an address that it does not own.
+    SpoofedSource = Drop, "spoofed_source";
+    /// A machine sent from a link-layer address that is not its own.
+    SpoofedMac = Drop, "spoofed_mac";
+    /// Router advertisement or redirect from a machine.
+    RogueRouter = Drop, "rogue_router";
+    /// DHCP server message from a machine.
+    RogueDhcp = Drop, "rogue_dhcp";
+    /// Tenants differ.
+    TenantIsolation = Drop, "tenant_isolation";
+    /// Machines may not reach the host.
+    HostDenied = Drop, "host_denied";
+    /// A tagged frame from a machine.
+    Vlan = Drop, "vlan";
+    /// Multicast or broadcast from a machine.
+    Multicast = Drop, "multicast";
+    /// Ethernet type that is not forwarded.
+    EtherType = Drop, "ether_type";
+    /// Link-local destination that is not the gateway.
+    LinkLocal = Drop, "link_local";
+    /// A machine's packet for its own address.
+    OwnDestination = Drop, "own_destination";
+    /// A machine's packet to a link-layer address that is not the gateway's.
+    WrongGateway = Drop, "wrong_gateway";
+    /// No route of the host leads there.
+    NoRoute = Drop, "no_route";
+    /// A port that belongs to no machine.
+    UnknownPort = Drop, "unknown_port";
+    /// A question that is to be left without an answer (DAD of the machine's
+    /// own address, announcements).
+    Silent = Drop, "silent";
+    /// Truncated or malformed frame from a machine.
+    BadFrame = Drop, "bad_frame";
+    /// A helper of the kernel refused.
+    HelperFailed = Drop, "helper_failed";
+    /// ARP request answered.
+    AnsweredArp = Answer, "arp";
+    /// Neighbor solicitation answered.
+    AnsweredNdp = Answer, "ndp";
+    /// Echo request to the gateway answered.
+    AnsweredEcho = Answer, "echo";
+    /// ARP whose sender differs from the Ethernet source, answered all the same.
+    ArpSourceDiffers = Answer, "arp_source_differs";
+    /// Network or host to machine.
+    ForwardedIn = Forward, "in";
+    /// Machine to network or host.
+    ForwardedOut = Forward, "out";
+    /// Machine to machine.
+    ForwardedLocal = Forward, "local";
+}
+
+/// Which IP header a forwarded frame has, at byte 14.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    #[default]
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// What is to be done with a frame.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// To the stack, unchanged.
+    Pass,
+    /// Dropped.
+    Drop,
+    /// Rewritten to an ARP reply, back where it came from.
+    Arp,
+    /// Rewritten to a neighbor advertisement, back where it came from.
+    Ndp,
+    /// Rewritten to an echo reply from the gateway, back where it came from.
+    Echo,
+    /// To a machine.
+    Deliver,
+    /// Out of an uplink.
+    Out,
+    /// To the host's stack, as if it had come in on an uplink.
+    ToHost,
+}
+
+/// A link-layer address in the first six bytes of a word.
+pub type MacWord = u64;
+
+/// The word of an address.
+#[inline(always)]
+pub const fn mac_word([a, b, c, d, e, f]: Mac) -> MacWord {
+    u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+/// The address in a word.
+#[inline(always)]
+pub const fn word_mac(word: MacWord) -> Mac {
+    let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
+    [a, b, c, d, e, f]
+}
+
+/// What is to be done with a frame, and why.
+///
+/// Flat, with every field set, rather than an enum with payloads: LLVM reads
+/// payloads ahead of their discriminant, which the verifier refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict<'a> {
+    /// What.
+    pub action: Action,
+    /// Why; what it is counted as.
+    pub reason: Reason,
+    /// `Deliver`: the machine's endpoint id. `Drop`: the endpoint it is charged
+    /// to, or [`NOBODY`].
+    pub id: Owner,
+    /// `Deliver`, `Out`, `ToHost`: the sending endpoint, or [`NOBODY`].
+    pub from: Owner,
+    /// `Deliver`: the machine's endpoint.
+    pub endpoint: Option<&'a Endpoint>,
+    /// `Out`, `ToHost`: the way.
+    pub hop: Option<&'a NextHop>,
+    /// `Arp`, `Ndp`: who answers.
+    pub mac: MacWord,
+    /// `Ndp`: the Ethernet destination of the advertisement.
+    pub asker: MacWord,
+    /// `Ndp`: the R flag, set for the gateway's own names only.
+    pub router: bool,
+    /// `Arp`: the asker's address is not the Ethernet source.
+    pub source_differs: bool,
+    /// `Deliver`: whether the TTL or hop limit goes down by one (not for packets
+    /// that the host itself made).
+    pub takes_hop: bool,
+    /// `Deliver`, `Out`, `Echo`: the IP header.
+    pub family: Family,
+    /// `Deliver`: IP protocol or first next header.
+    pub protocol: u8,
+}
+
+impl<'a> Verdict<'a> {
+    #[inline(always)]
+    const fn new(action: Action, reason: Reason) -> Self {
+        Verdict {
+            action,
+            reason,
+            id: NOBODY,
+            from: NOBODY,
+            endpoint: None,
+            hop: None,
+            mac: 0,
+            asker: 0,
+            router: false,
+            source_differs: false,
+            takes_hop: false,
+            family: Family::V4,
+            protocol: 0,
+        }
+    }
+
+    /// To the stack, unchanged.
+    #[inline(always)]
+    pub const fn pass(reason: Reason) -> Self {
+        Self::new(Action::Pass, reason)
+    }
+
+    /// Dropped, and charged to an endpoint or [`NOBODY`].
+    #[inline(always)]
+    pub const fn drop(reason: Reason, id: Owner) -> Self {
+        Verdict {
+            id,
+            ..Self::new(Action::Drop, reason)
+        }
+    }
+
+    /// An ARP reply by `mac`.
+    #[inline(always)]
+    pub const fn arp(mac: Mac, source_differs: bool) -> Self {
+        Verdict {
+            mac: mac_word(mac),
+            source_differs,
+            ..Self::new(Action::Arp, Reason::AnsweredArp)
+        }
+    }
+
+    /// A neighbor advertisement by `mac` to `asker`.
+    #[inline(always)]
+    pub const fn ndp(mac: Mac, asker: MacWord, router: bool) -> Self {
+        Verdict {
+            mac: mac_word(mac),
+            asker,
+            router,
+            ..Self::new(Action::Ndp, Reason::AnsweredNdp)
+        }
+    }
+
+    /// An echo reply.
+    #[inline(always)]
+    pub const fn echo(family: Family) -> Self {
+        Verdict {
+            family,
+            ..Self::new(Action::Echo, Reason::AnsweredEcho)
+        }
+    }
+
+    /// To a machine, from a machine of this host or [`NOBODY`].
+    #[inline(always)]
+    pub const fn deliver(
+        id: Owner,
+        endpoint: &'a Endpoint,
+        from: Owner,
+        takes_hop: bool,
+        family: Family,
+        protocol: u8,
+    ) -> Self {
+        let reason = if from == NOBODY {
+            Reason::ForwardedIn
+        } else {
+            Reason::ForwardedLocal
+        };
+        Verdict {
+            id,
+            endpoint: Some(endpoint),
+            from,
+            takes_hop,
+            family,
+            protocol,
+            ..Self::new(Action::Deliver, reason)
+        }
+    }
+
+    /// Out of an uplink.
+    #[inline(always)]
+    pub const fn out(from: Owner, hop: &'a NextHop, family: Family) -> Self {
+        Verdict {
+            from,
+            hop: Some(hop),
+            family,
+            ..Self::new(Action::Out, Reason::ForwardedOut)
+        }
+    }
+
+    /// To the host by way of the uplink of `hop`.
+    #[inline(always)]
+    pub const fn to_host(from: Owner, hop: &'a NextHop) -> Self {
+        Verdict {
+            from,
+            hop: Some(hop),
+            ..Self::new(Action::ToHost, Reason::ForwardedOut)
+        }
+    }
+}

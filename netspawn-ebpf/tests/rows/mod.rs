@@ -1,0 +1,161 @@
+//! The rows of the protocol as data: a frame, the hook that gets it, and what must
+//! become of it, byte for byte. Decisions are held against them on the host, the
+//! loaded programs in the kernel.
+//!
+//! Frames are built by etherparse, which shares no code with what is tested.
+
+pub mod arp;
+pub mod build;
+pub mod forward;
+pub mod guard;
+pub mod ndp;
+pub mod world;
+
+use netspawn_ebpf::{
+    abi::{NOBODY, Owner},
+    verdict::{Kind, Reason},
+};
+
+/// The hook that gets a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// Ingress of the uplink.
+    Uplink,
+    /// Egress of the uplink.
+    Host,
+    /// Ingress of the port of this machine.
+    Port(Owner),
+}
+
+/// One case.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Which row, the condition, the paragraph.
+    pub name: &'static str,
+    /// Where the frame comes in.
+    pub at: At,
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// 802.1Q id of a tag beside the frame.
+    pub vlan: Option<u16>,
+    /// Payload bytes of a segment, for super-packets.
+    pub gso_size: u32,
+    /// [`netspawn_ebpf::abi::settings_flag`] bits of policy.
+    pub policy: u32,
+    /// What it is counted as; its kind says what happens to it.
+    pub reason: Reason,
+    /// A second counter.
+    pub also: Option<Reason>,
+    /// The frame afterwards: the same for what is passed.
+    pub out: Option<Vec<u8>>,
+    /// The machine that is charged with a drop, or gets the frame.
+    pub machine: Owner,
+    /// Whether the sending machine's counters take note.
+    pub sent: bool,
+}
+
+impl Row {
+    fn new(name: &'static str, at: At, frame: Vec<u8>, reason: Reason) -> Self {
+        Row {
+            name,
+            at,
+            frame,
+            vlan: None,
+            gso_size: 0,
+            policy: 0,
+            reason,
+            also: None,
+            out: None,
+            machine: NOBODY,
+            sent: false,
+        }
+    }
+
+    /// To the stack, unchanged.
+    pub fn pass(name: &'static str, at: At, frame: Vec<u8>, reason: Reason) -> Self {
+        assert_eq!(reason.kind(), Kind::Pass, "{name}");
+        Row {
+            out: Some(frame.clone()),
+            ..Row::new(name, at, frame, reason)
+        }
+    }
+
+    /// Dropped, and charged to a machine.
+    pub fn drop(
+        name: &'static str,
+        at: At,
+        frame: Vec<u8>,
+        reason: Reason,
+        machine: Owner,
+    ) -> Self {
+        assert_eq!(reason.kind(), Kind::Drop, "{name}");
+        Row {
+            machine,
+            ..Row::new(name, at, frame, reason)
+        }
+    }
+
+    /// Answered with `out`.
+    pub fn answer(
+        name: &'static str,
+        at: At,
+        frame: Vec<u8>,
+        reason: Reason,
+        out: Vec<u8>,
+    ) -> Self {
+        assert_eq!(reason.kind(), Kind::Answer, "{name}");
+        Row {
+            out: Some(out),
+            ..Row::new(name, at, frame, reason)
+        }
+    }
+
+    /// Sent on as `out`, to a machine or to [`NOBODY`] of this host.
+    pub fn forward(
+        name: &'static str,
+        at: At,
+        frame: Vec<u8>,
+        reason: Reason,
+        machine: Owner,
+        out: Vec<u8>,
+    ) -> Self {
+        assert_eq!(reason.kind(), Kind::Forward, "{name}");
+        Row {
+            out: Some(out),
+            machine,
+            sent: matches!(at, At::Port(_)),
+            ..Row::new(name, at, frame, reason)
+        }
+    }
+
+    /// With a tag beside the frame.
+    pub fn vlan(self, vlan: u16) -> Self {
+        Row {
+            vlan: Some(vlan),
+            ..self
+        }
+    }
+
+    /// As a super-packet.
+    pub fn gso(self, gso_size: u32) -> Self {
+        Row { gso_size, ..self }
+    }
+
+    /// Under a policy.
+    pub fn policy(self, policy: u32) -> Self {
+        Row { policy, ..self }
+    }
+
+    /// Counted as this too.
+    pub fn also(self, reason: Reason) -> Self {
+        Row {
+            also: Some(reason),
+            ..self
+        }
+    }
+}
+
+/// Every row there is.
+pub fn all() -> Vec<Row> {
+    [arp::rows(), ndp::rows(), forward::rows(), guard::rows()].concat()
+}

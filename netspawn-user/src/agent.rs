@@ -1,0 +1,422 @@
+//! The agent: follows declarations and the host's network, and brings the data
+//! plane up to date whenever either changes.
+//!
+//! Level-triggered: an event only says that something changed. What is to be
+//! done follows from the whole state, so that a lost event delays and harms
+//! nothing.
+
+use std::{collections::BTreeMap, future, io, net::IpAddr, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use crate::{
+    cli::{Global, Mode},
+    config::{Config, Policy},
+    control::{Agent as AgentInfo, MAX_LINE, Request, Response, RunDir},
+    datapath::{
+        attach::uplink_check,
+        plane::{Plane, Wanted},
+    },
+    model::Host,
+    net::{neighbor, netlink::Netlink, observe::Observer},
+    problem::Problem,
+    registry::{Desired, MachineState},
+    source::{Files, Snapshot, Watcher},
+};
+
+/// How often next hops are renewed and attachments looked at.
+const TICK: Duration = Duration::from_secs(30);
+/// How long a next hop is good for without being renewed.
+const TRUST: Duration = Duration::from_secs(90);
+/// How soon a sync that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// `CLOCK_MONOTONIC` in nanoseconds, at which next hops resolved now expire.
+pub fn deadline() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from((now + TRUST).as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// `ready: 3 machines, 5 prefixes on eth0 (tc)`.
+///
+/// # Errors
+/// When the kernel does not say what is attached.
+pub fn ready(plane: &mut Plane, desired: &Desired, host: &Host) -> Result<String> {
+    let uplinks: Vec<String> = plane
+        .attached()?
+        .iter()
+        .map(|uplink| {
+            let name = host.links.get(&uplink.ifindex).map(|link| &*link.name);
+            format!("{} ({})", name.unwrap_or("?"), uplink.mode)
+        })
+        .collect();
+    Ok(format!(
+        "ready: {} machines, {} prefixes on {}",
+        desired.count(MachineState::Up),
+        desired.state.prefixes(),
+        uplinks.join(", ")
+    ))
+}
+
+/// Tells problems once, and again when they come back after having gone.
+#[derive(Debug, Default)]
+pub struct Told(Vec<Problem>);
+
+impl Told {
+    /// Logs those that are new.
+    pub fn tell<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
+        let now: Vec<Problem> = problems.cloned().collect();
+        for problem in now.iter().filter(|problem| !self.0.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        self.0 = now;
+    }
+}
+
+/// A running agent.
+pub struct Agent {
+    plane: Plane,
+    files: Files,
+    snapshot: Snapshot,
+    policy: Policy,
+    run_dir: RunDir,
+    config_dir: std::path::PathBuf,
+    observer: Observer,
+    netlink: Netlink,
+    since: Timestamp,
+    last_sync: Option<Timestamp>,
+    states: BTreeMap<String, MachineState>,
+    told: Told,
+    deadline: u64,
+}
+
+/// Why the loop turns.
+enum Event {
+    Host,
+    Files,
+    Tick,
+    Retry,
+    Connection(UnixStream),
+    Stop,
+}
+
+impl Agent {
+    /// Takes over a data plane that has been attached.
+    ///
+    /// # Errors
+    /// When the host's network cannot be followed.
+    pub fn new(global: &Global, plane: Plane, policy: Policy) -> Result<Self> {
+        Ok(Agent {
+            plane,
+            files: Files::new(&global.config_dir, &global.run_dir),
+            snapshot: Snapshot::default(),
+            policy,
+            run_dir: RunDir::new(&global.run_dir),
+            config_dir: global.config_dir.clone(),
+            observer: Observer::start().context("cannot follow the host's network")?,
+            netlink: Netlink::open()?,
+            since: Timestamp::now(),
+            last_sync: None,
+            states: BTreeMap::new(),
+            told: Told::default(),
+            deadline: deadline(),
+        })
+    }
+
+    /// Runs until SIGTERM, SIGINT, or until the last uplink is detached.
+    ///
+    /// # Errors
+    /// When folders cannot be watched or the socket cannot be made. Failures to
+    /// sync are logged and tried again.
+    pub async fn run(mut self, ready: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let listener = listen(&self.run_dir.socket())?;
+        let folders = self.files.folders().chain([self.config_dir.clone()]);
+        let mut watcher =
+            Watcher::new(folders).context("cannot watch the folders of declarations")?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.tick().await;
+
+        self.reload();
+        let mut retry = self.sync_or_retry();
+        self.renew_next_hops();
+        let desired_line = self.ready_line()?;
+        ready(&desired_line)?;
+        // Without systemd nobody listens.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+        loop {
+            let event = tokio::select! {
+                _ = terminate.recv() => Event::Stop,
+                _ = interrupt.recv() => Event::Stop,
+                changed = self.observer.changed() => match changed {
+                    Ok(_) => Event::Host,
+                    Err(error) => {
+                        tracing::warn!("cannot follow the host's network: {error}");
+                        tokio::time::sleep(RETRY).await;
+                        Event::Retry
+                    }
+                },
+                changed = watcher.changed() => {
+                    changed.context("cannot watch the folders of declarations")?;
+                    Event::Files
+                }
+                _ = tick.tick() => Event::Tick,
+                () = until(retry) => Event::Retry,
+                connection = listener.accept() => match connection {
+                    Ok((stream, _)) => Event::Connection(stream),
+                    Err(error) => {
+                        tracing::warn!("cannot take a connection: {error}");
+                        continue;
+                    }
+                },
+            };
+            match event {
+                Event::Stop => break,
+                Event::Host | Event::Retry => {}
+                Event::Files => self.reload(),
+                Event::Tick => {
+                    self.deadline = deadline();
+                    self.reload();
+                    self.observer.refresh();
+                    if let Err(error) = self.plane.verify() {
+                        tracing::warn!("cannot look at the attachments: {error:#}");
+                    }
+                    self.renew_next_hops();
+                }
+                Event::Connection(stream) => {
+                    if self.serve(stream).await {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            }
+            retry = self.sync_or_retry();
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let _ = std::fs::remove_file(self.run_dir.socket());
+        Ok(())
+    }
+
+    /// Reads declarations and policy. A policy file that is wrong leaves the
+    /// policy as it was.
+    fn reload(&mut self) {
+        self.snapshot = self.files.read();
+        match Config::load(&self.config_dir) {
+            Ok(config) => self.policy = config.policy,
+            Err(problems) => self.snapshot.problems.extend(problems),
+        }
+    }
+
+    fn sync(&mut self) -> Result<Desired> {
+        let desired = self.plane.sync(&Wanted {
+            snapshot: &self.snapshot,
+            host: self.observer.host(),
+            policy: self.policy,
+            deadline: self.deadline,
+        })?;
+        self.told
+            .tell(self.snapshot.problems.iter().chain(&desired.problems));
+        self.tell_changes(&desired);
+        self.last_sync = Some(Timestamp::now());
+        Ok(desired)
+    }
+
+    /// When to try again, if it failed.
+    fn sync_or_retry(&mut self) -> Option<Instant> {
+        match self.sync() {
+            Ok(_) => None,
+            Err(error) => {
+                tracing::error!("{error:#}; trying again");
+                Some(Instant::now() + RETRY)
+            }
+        }
+    }
+
+    fn tell_changes(&mut self, desired: &Desired) {
+        let mut states = BTreeMap::new();
+        for machine in &desired.machines {
+            if self.states.get(&machine.name) != Some(&machine.state) {
+                let port = machine.interface.as_deref().unwrap_or("no port");
+                tracing::info!("{} is {} ({port})", machine.name, machine.state.name());
+            }
+            states.insert(machine.name.clone(), machine.state);
+        }
+        for name in self
+            .states
+            .keys()
+            .filter(|name| !states.contains_key(*name))
+        {
+            tracing::info!("{name} is gone");
+        }
+        self.states = states;
+    }
+
+    fn ready_line(&mut self) -> Result<String> {
+        let desired = self.plane.sync(&Wanted {
+            snapshot: &self.snapshot,
+            host: self.observer.host(),
+            policy: self.policy,
+            deadline: self.deadline,
+        })?;
+        ready(&mut self.plane, &desired, self.observer.host())
+    }
+
+    /// Has the kernel confirm the routers' addresses, which it does not do by
+    /// itself while packets pass it by.
+    fn renew_next_hops(&mut self) {
+        let host = self.observer.host();
+        let uplinks = &self.plane.state().uplinks;
+        let gateways: std::collections::BTreeSet<(u32, IpAddr)> = host
+            .routes
+            .iter()
+            .filter_map(|route| Some((route.ifindex?, route.gateway?)))
+            .filter(|(ifindex, _)| uplinks.contains_key(ifindex))
+            .collect();
+        for (ifindex, gateway) in gateways {
+            if let Err(error) = neighbor::resolve(&mut self.netlink, ifindex, gateway) {
+                tracing::debug!("cannot have {gateway} resolved: {error}");
+            }
+        }
+    }
+
+    /// Answers one request; whether the agent has nothing left to do.
+    async fn serve(&mut self, stream: UnixStream) -> bool {
+        let (reader, mut writer) = stream.into_split();
+        let mut line = String::new();
+        let mut reader = BufReader::new(reader.take(MAX_LINE));
+        let read = reader.read_line(&mut line);
+        // A client that does not speak must not hold the agent up.
+        if !matches!(tokio::time::timeout(RETRY, read).await, Ok(Ok(_))) {
+            return false;
+        }
+        let (response, ends) = match serde_json::from_str(&line) {
+            Ok(request) => self.answer(request).await,
+            Err(error) => (refusal(format!("request not understood: {error}")), false),
+        };
+        if let Ok(mut text) = serde_json::to_string(&response) {
+            text.push('\n');
+            let _ = writer.write_all(text.as_bytes()).await;
+        }
+        ends
+    }
+
+    async fn answer(&mut self, request: Request) -> (Response, bool) {
+        match self.carry_out(request).await {
+            Ok((response, ends)) => (response, ends),
+            Err(error) => (refusal(format!("{error:#}")), false),
+        }
+    }
+
+    async fn carry_out(&mut self, request: Request) -> Result<(Response, bool)> {
+        let mut response = Response::default();
+        match request {
+            Request::Status => {
+                response.agent = Some(AgentInfo {
+                    pid: std::process::id(),
+                    since: self.since,
+                    last_sync: self.last_sync,
+                });
+            }
+            Request::Sync => {
+                self.refresh().await?;
+                self.sync()?;
+            }
+            Request::Attach { uplinks, mode } => {
+                self.refresh().await?;
+                let desired = self.attach(&uplinks, mode)?;
+                response.ready = Some(ready(&mut self.plane, &desired, self.observer.host())?);
+            }
+            Request::Detach { uplinks } => {
+                self.refresh().await?;
+                response.failed = self.plane.detach(
+                    &uplinks,
+                    &Wanted {
+                        snapshot: &self.snapshot,
+                        host: self.observer.host(),
+                        policy: self.policy,
+                        deadline: self.deadline,
+                    },
+                )?;
+                let ends = self.plane.uplink_names().is_empty();
+                if ends {
+                    self.run_dir.clear();
+                }
+                return Ok((response, ends));
+            }
+        }
+        Ok((response, false))
+    }
+
+    /// What the host and the folders look like now, rather than when the last
+    /// event came.
+    async fn refresh(&mut self) -> Result<()> {
+        self.reload();
+        self.observer.refresh();
+        // Nothing has changed when it does not return.
+        match tokio::time::timeout(Duration::from_millis(200), self.observer.changed()).await {
+            Ok(result) => {
+                result.context("cannot read the host's network")?;
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn attach(&mut self, uplinks: &[String], mode: Mode) -> Result<Desired> {
+        let host = self.observer.host();
+        let mut new = Vec::new();
+        for name in uplinks {
+            new.push((uplink_check(host, name)?, mode));
+        }
+        self.plane.attach(
+            &new,
+            &Wanted {
+                snapshot: &self.snapshot,
+                host,
+                policy: self.policy,
+                deadline: self.deadline,
+            },
+        )
+    }
+}
+
+fn refusal(error: String) -> Response {
+    Response {
+        error: Some(error),
+        ..Response::default()
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => future::pending().await,
+    }
+}
+
+/// The caller holds the lock, so that a socket that is there is a dead agent's.
+fn listen(path: &Path) -> Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot make {}", path.display()))?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(path, mode)
+        .with_context(|| format!("cannot protect {}", path.display()))?;
+    Ok(listener)
+}

@@ -1,0 +1,273 @@
+//! The command line. Parsing does nothing but parse.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use netspawn_ebpf::wire::Mac;
+use serde::{Deserialize, Serialize};
+
+use crate::{config::MAX_ENTRIES, fields, problem::Fault, source::Source};
+
+const EXAMPLES: &str = "\
+Examples:
+  netspawn-xdp attach eth0
+  netspawn-xdp add web --interface ve-web --address 203.0.113.2 2001:db8:1::/64
+  netspawn-xdp list
+  netspawn-xdp detach
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done in part (the rest is named on stderr).";
+
+/// Public IPv4 and IPv6 addresses for containers and virtual machines, without
+/// bridge, proxy ARP, NDP proxy or NAT.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "netspawn-xdp", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Folder of netspawn.toml and machines/NAME.toml
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/etc/netspawn"
+    )]
+    pub config_dir: PathBuf,
+    /// Folder of what does not outlive a reboot, such as what `add` declares
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/netspawn"
+    )]
+    pub run_dir: PathBuf,
+    /// Folder on a bpffs, for maps and programs
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/netspawn"
+    )]
+    pub bpf_dir: PathBuf,
+    /// Print data as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Form of what is said on stderr
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t
+    )]
+    pub log_format: LogFormat,
+    /// Say more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Form of logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Load the data plane, and follow the machines until told to stop
+    Attach(AttachArgs),
+    /// Take the data plane away from all uplinks, or from those named
+    Detach(DetachArgs),
+    /// Declare a machine until the next reboot
+    Add(AddArgs),
+    /// Withdraw a machine that `add` declared
+    Remove(RemoveArgs),
+    /// Show the machines: addresses, state, traffic, drops
+    List,
+    /// Show uplinks, numbers of machines, and the agent
+    Status,
+    /// Show how many frames were passed, dropped, answered and forwarded, and why
+    Counters,
+    /// Print a script that completes commands in a shell
+    #[command(after_help = "\
+Example:
+  netspawn-xdp completions bash >/etc/bash_completion.d/netspawn-xdp")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How frames are taken from the uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// tc, on every uplink
+    #[default]
+    Auto,
+    /// At tc ingress
+    Tc,
+    /// In the driver, for bare metal: ARP, NDP and all but TCP by XDP
+    Xdp,
+}
+
+impl Mode {
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Auto => "auto",
+            Mode::Tc => "tc",
+            Mode::Xdp => "xdp",
+        }
+    }
+}
+
+/// `attach`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = "\
+Machines are those in CONFIGDIR/machines and RUNDIR/machines. SIGTERM or SIGINT ends
+the agent; the data plane stays until `detach`. Defaults for the options, and policy,
+are read from CONFIGDIR/netspawn.toml.
+
+Examples:
+  netspawn-xdp attach eth0
+  netspawn-xdp attach eth0 eth1 --mode tc --once
+  netspawn-xdp attach eth0 --dry-run")]
+pub struct AttachArgs {
+    /// Interfaces that face the network; netspawn.toml may name the default
+    #[arg(value_name = "UPLINK", value_parser = fields::interface_name)]
+    pub uplinks: Vec<String>,
+    /// How frames are taken from the uplink [default: auto]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Option<Mode>,
+    /// Where machines are declared, separated by commas [default: files]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub source: Option<Vec<Source>>,
+    /// End after all is applied, rather than follow the machines
+    #[arg(long)]
+    pub once: bool,
+    /// Print what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Machines to have room for [default: 16384]
+    #[arg(long, value_name = "N", value_parser = entries())]
+    pub max_machines: Option<u32>,
+    /// Addresses, and prefixes, of each family to have room for [default: 131072]
+    #[arg(long, value_name = "N", value_parser = entries())]
+    pub max_addresses: Option<u32>,
+}
+
+fn entries() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(MAX_ENTRIES))
+}
+
+/// `detach`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  netspawn-xdp detach
+  netspawn-xdp detach eth1")]
+pub struct DetachArgs {
+    /// Uplinks to detach [default: all, and everything with them]
+    #[arg(value_name = "UPLINK", value_parser = fields::interface_name)]
+    pub uplinks: Vec<String>,
+}
+
+/// `add`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Writes RUNDIR/machines/NAME.toml, in place of one that is there, and applies it at once.
+
+Examples:
+  netspawn-xdp add web --interface ve-web --address 203.0.113.2 2001:db8::2
+  netspawn-xdp add db --interface ve-db --address 2001:db8:1::/64 --tenant acme")]
+pub struct AddArgs {
+    /// Name of the machine
+    #[arg(value_parser = fields::machine_name)]
+    pub name: String,
+    /// The host's end of the machine's link
+    #[arg(long, value_name = "IF", value_parser = fields::interface_name)]
+    pub interface: String,
+    /// Address, or prefix, that the machine owns; several may follow
+    #[arg(long = "address", value_name = "PREFIX", required = true, num_args = 1..,
+          value_delimiter = ',', value_parser = fields::prefix)]
+    pub addresses: Vec<IpNet>,
+    /// Tenant; machines exchange packets with those of the same tenant
+    #[arg(long, value_name = "TENANT", value_parser = fields::tenant)]
+    pub tenant: Option<String>,
+    /// Link-layer address of the machine's end [default: read from the link]
+    #[arg(long, value_parser = fields::mac)]
+    pub mac: Option<Mac>,
+    /// 802.1Q id of the machine's traffic on the uplink, 1 to 4094
+    #[arg(long, value_name = "ID", value_parser = vlan)]
+    pub vlan: Option<u16>,
+}
+
+fn vlan(text: &str) -> Result<u16, Fault> {
+    fields::vlan(
+        text.parse()
+            .map_err(|_| Fault::new(format!("{text:?} is not a number"), "write 1 to 4094"))?,
+    )
+}
+
+/// `remove`.
+#[derive(Args, Clone, Debug)]
+pub struct RemoveArgs {
+    /// Name of the machine
+    #[arg(value_parser = fields::machine_name)]
+    pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses_follow_one_option_or_several() {
+        for line in [
+            "netspawn-xdp add web --interface ve-web --address 203.0.113.2 2001:db8::/64",
+            "netspawn-xdp add web --interface ve-web --address 203.0.113.2,2001:db8::/64",
+            "netspawn-xdp add web --address 203.0.113.2 --address 2001:db8::/64 --interface ve-web",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Add(args) = cli.command else {
+                panic!("not add");
+            };
+            assert_eq!(args.addresses.len(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn global_options_go_before_and_after_the_command() {
+        for line in [
+            "netspawn-xdp --json -vv list",
+            "netspawn-xdp list --json -v -v",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert!(cli.global.json);
+            assert_eq!(cli.global.verbose, 2);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! `attach`.
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    agent::{self, Agent, Told},
+    cli::{AttachArgs, Global, Mode},
+    config::{AttachSettings, Config},
+    control::{Request, RunDir, Turn},
+    datapath::{
+        attach::uplink_check,
+        object::Sizes,
+        pins::Pins,
+        plane::{Plane, Wanted},
+    },
+    model::{Host, Link},
+    outcome::{Outcome, Problems},
+    output,
+    plan::{self, State},
+    registry::{self, Inputs, Limits},
+    source::Files,
+};
+
+/// Attaches uplinks, and follows machine state until told to end.
+///
+/// # Errors
+/// When an uplink cannot be attached; then nothing is left behind, and what was
+/// attached before goes on.
+pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
+    let config = Config::load(&global.config_dir).map_err(Problems)?;
+    let settings = AttachSettings::new(args, &config.attach)?;
+    let host = Host::dump().context("cannot read the host's network")?;
+    let mut uplinks = Vec::new();
+    for name in &settings.uplinks {
+        uplinks.push((uplink_check(&host, name)?, settings.mode));
+    }
+    let run_dir = RunDir::new(&global.run_dir);
+    run_dir.check_namespace()?;
+    Pins::new(&global.bpf_dir).check_namespace()?;
+    if settings.dry_run {
+        return dry_run(global, &config, &settings, &host, &uplinks);
+    }
+    let lock = match run_dir.turn()? {
+        Turn::Mine(lock) => lock,
+        Turn::Agent(client) => {
+            let response = client.ask(&Request::Attach {
+                uplinks: settings.uplinks,
+                mode: settings.mode,
+            })?;
+            output::print(&format!("{}\n", response.ready.unwrap_or_default()))?;
+            return Ok(Outcome::Done);
+        }
+    };
+
+    let fresh = !Pins::new(&global.bpf_dir).exist();
+    let result = attach(global, args, &config, &settings, &host, &uplinks);
+    if result.is_err() && fresh {
+        run_dir.clear();
+    }
+    let (mut plane, desired, problems) = result?;
+    if settings.once {
+        let line = agent::ready(&mut plane, &desired, &host)?;
+        output::print(&format!("{line}\n"))?;
+        return Ok(Outcome::of(problems));
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?
+        .block_on(async {
+            Agent::new(global, plane, config.policy)?
+                .run(|line| output::print(&format!("{line}\n")))
+                .await
+        })?;
+    drop(lock);
+    Ok(Outcome::Done)
+}
+
+fn attach(
+    global: &Global,
+    args: &AttachArgs,
+    config: &Config,
+    settings: &AttachSettings,
+    host: &Host,
+    uplinks: &[(&Link, Mode)],
+) -> Result<(Plane, registry::Desired, Vec<String>)> {
+    let sizes = sizes(global, args, config, settings);
+    let snapshot = Files::new(&global.config_dir, &global.run_dir).read();
+    let mut plane = Plane::load(&global.bpf_dir, sizes)?;
+    let desired = plane.attach(
+        uplinks,
+        &Wanted {
+            snapshot: &snapshot,
+            host,
+            policy: config.policy,
+            deadline: agent::deadline(),
+        },
+    )?;
+    RunDir::new(&global.run_dir).claim()?;
+    let problems: Vec<_> = snapshot.problems.iter().chain(&desired.problems).collect();
+    if settings.once {
+        let lines = problems.iter().map(ToString::to_string).collect();
+        return Ok((plane, desired, lines));
+    }
+    Ok((plane, desired, Vec::new()))
+}
+
+/// Those asked for; else those of the maps that are there; else the defaults.
+fn sizes(global: &Global, args: &AttachArgs, config: &Config, settings: &AttachSettings) -> Sizes {
+    let mut sizes = Sizes {
+        machines: settings.max_machines,
+        addresses: settings.max_addresses,
+    };
+    if let Some(pinned) = Sizes::pinned(&Pins::new(&global.bpf_dir).maps()) {
+        if args.max_machines.or(config.attach.max_machines).is_none() {
+            sizes.machines = pinned.machines;
+        }
+        if args.max_addresses.or(config.attach.max_addresses).is_none() {
+            sizes.addresses = pinned.addresses;
+        }
+    }
+    sizes
+}
+
+/// Prints what would be done.
+fn dry_run(
+    global: &Global,
+    config: &Config,
+    settings: &AttachSettings,
+    host: &Host,
+    uplinks: &[(&Link, Mode)],
+) -> Result<Outcome> {
+    let snapshot = Files::new(&global.config_dir, &global.run_dir).read();
+    let mut plane = Plane::open(&global.bpf_dir)?;
+    let attached = match &mut plane {
+        Some(plane) => plane.attached()?,
+        None => Vec::new(),
+    };
+    let nothing = State::default();
+    let held = plane.as_ref().map_or(&nothing, Plane::state);
+    let mut ifindexes: std::collections::BTreeSet<u32> =
+        attached.iter().map(|uplink| uplink.ifindex).collect();
+    let mut text = String::new();
+    for (link, mode) in uplinks {
+        let done = if ifindexes.insert(link.ifindex) {
+            "attach"
+        } else {
+            "replace the programs on"
+        };
+        let hooks = match mode {
+            Mode::Xdp => "xdp, tc ingress, tc egress",
+            _ => "tc ingress, tc egress",
+        };
+        text += &format!("{done} {}: {hooks}\n", link.name);
+    }
+    let desired = registry::resolve(&Inputs {
+        snapshot: &snapshot,
+        host,
+        uplinks: &ifindexes,
+        xdp_ports: &Default::default(),
+        policy: config.policy,
+        held,
+        limits: Limits {
+            max_machines: settings.max_machines,
+            max_addresses: settings.max_addresses,
+        },
+        deadline: agent::deadline(),
+    });
+    for ifindex in desired.state.ports.keys() {
+        if !held.ports.contains_key(ifindex)
+            && let Some(link) = host.links.get(ifindex)
+        {
+            text += &format!("guard {}: tc ingress\n", link.name);
+        }
+    }
+    let names = plan::Names::new(held, &desired.state, host);
+    for op in plan::plan(held, &desired.state) {
+        text += &format!("{}\n", op.describe(&names));
+    }
+    output::print(&text)?;
+    Told::default().tell(snapshot.problems.iter().chain(&desired.problems));
+    if desired.machines.is_empty() && !snapshot.problems.is_empty() {
+        bail!("no machine can be used");
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,49 @@
+//! `status`.
+
+use super::{DataPlane, View, declarations, list};
+use crate::{
+    cli::Global,
+    model::DisplayMac,
+    outcome::Outcome,
+    output::{MachineCounts, Report, StatusReport, UplinkReport},
+    registry::MachineState,
+    source::Snapshot,
+};
+
+/// Prints uplinks, numbers of machines, and the agent.
+///
+/// # Errors
+/// When the data plane cannot be read, or stdout is closed.
+pub fn run(global: &Global, plane: &dyn DataPlane) -> anyhow::Result<Outcome> {
+    report(&declarations(global), &plane.view()?).print(global.json)?;
+    Ok(Outcome::Done)
+}
+
+/// Sums up.
+pub fn report(snapshot: &Snapshot, view: &View) -> StatusReport {
+    let mut machines = MachineCounts::default();
+    for machine in &view.resolve(snapshot).machines {
+        *match list::state(machine, view) {
+            MachineState::Up => &mut machines.up,
+            MachineState::Waiting => &mut machines.waiting,
+            MachineState::Down => &mut machines.down,
+            MachineState::Conflict => &mut machines.conflict,
+        } += 1;
+    }
+    let uplinks = view.uplinks.iter().map(|uplink| {
+        let link = view.host.links.get(&uplink.ifindex);
+        UplinkReport {
+            name: link.map(|link| link.name.clone()),
+            ifindex: uplink.ifindex,
+            mac: link.map(|link| DisplayMac(link.mac).to_string()),
+            mode: uplink.mode.clone(),
+            programs: uplink.programs.clone(),
+        }
+    });
+    StatusReport {
+        uplinks: uplinks.collect(),
+        machines,
+        prefixes: view.held.prefixes(),
+        agent: view.agent.clone(),
+    }
+}

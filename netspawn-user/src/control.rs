@@ -1,0 +1,267 @@
+//! One writer at a time: the lock and the agent's socket in RUNDIR.
+//!
+//! Whoever writes maps holds the lock, an agent for all its life. While one
+//! runs, commands ask it over the socket: a JSON object in a line each way.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{cli::Mode, net::namespace, output::AgentReport};
+
+/// How long a command waits for another command to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an agent may take to answer.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Longest line on the socket, in bytes.
+pub const MAX_LINE: u64 = 1 << 16;
+
+/// What a command asks of the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase")]
+pub enum Request {
+    /// Reads everything anew, and brings the maps up to date.
+    Sync,
+    /// Says how it is.
+    Status,
+    /// Attaches more uplinks.
+    Attach {
+        /// Their names.
+        uplinks: Vec<String>,
+        /// How.
+        mode: Mode,
+    },
+    /// Takes uplinks off, all when none is named; the agent ends with the last.
+    Detach {
+        /// Their names.
+        uplinks: Vec<String>,
+    },
+}
+
+/// What the agent answers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Response {
+    /// Why nothing was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Agent>,
+    /// The line that tells a person what is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<String>,
+    /// What could not be done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<String>,
+}
+
+/// [`AgentReport`] on the wire.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Agent {
+    /// Process id.
+    pub pid: u32,
+    /// When it started.
+    pub since: Timestamp,
+    /// When it last brought the maps up to date.
+    pub last_sync: Option<Timestamp>,
+}
+
+impl From<Agent> for AgentReport {
+    fn from(agent: Agent) -> Self {
+        AgentReport {
+            pid: agent.pid,
+            since: agent.since,
+            last_sync: agent.last_sync,
+        }
+    }
+}
+
+/// Files of RUNDIR that are not declarations.
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    folder: PathBuf,
+}
+
+/// The right to write maps, until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Who may write.
+#[derive(Debug)]
+pub enum Turn {
+    /// This process.
+    Mine(Lock),
+    /// The agent, over this connection.
+    Agent(Client),
+}
+
+impl RunDir {
+    /// Names files in RUNDIR; touches nothing.
+    pub fn new(folder: &Path) -> Self {
+        RunDir {
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("agent.sock")
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.folder.join("lock")
+    }
+
+    fn namespace_file(&self) -> PathBuf {
+        self.folder.join("netns")
+    }
+
+    /// Refuses to go on where another namespace is meant.
+    ///
+    /// # Errors
+    /// When RUNDIR serves another network namespace.
+    pub fn check_namespace(&self) -> Result<()> {
+        let Ok(recorded) = fs::read_to_string(self.namespace_file()) else {
+            return Ok(());
+        };
+        let here = namespace::cookie().context("cannot identify the network namespace")?;
+        if recorded.trim() != here.to_string() {
+            bail!(
+                "{} belongs to another network namespace; run this command there, give another \
+                 folder with --run-dir, or delete {} if that namespace is gone",
+                self.folder.display(),
+                self.namespace_file().display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Records that RUNDIR serves this namespace.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn claim(&self) -> Result<()> {
+        let path = self.namespace_file();
+        fs::write(&path, format!("{}\n", namespace::cookie()?))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Removes what is not a declaration, and RUNDIR when nothing else is in it.
+    /// The caller holds the lock.
+    pub fn clear(&self) {
+        // What is gone already needs no removal, what cannot be removed harms
+        // nobody: it is empty or overwritten by the next attach.
+        let _ = fs::remove_file(self.namespace_file());
+        let _ = fs::remove_file(self.socket());
+        let _ = fs::remove_file(self.lock_file());
+        let _ = fs::remove_dir(self.folder.join("machines"));
+        let _ = fs::remove_dir(&self.folder);
+    }
+
+    /// Waits for the right to write, or for an agent that has it.
+    ///
+    /// # Errors
+    /// When another command does not come to an end in 20 s, or RUNDIR cannot
+    /// be used.
+    pub fn turn(&self) -> Result<Turn> {
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        let path = self.lock_file();
+        let start = Instant::now();
+        loop {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .with_context(|| format!("cannot open {} (this needs root)", path.display()))?;
+            match file.try_lock() {
+                // A detach may have removed the file that was just locked.
+                Ok(()) if is_at(&file, &path) => return Ok(Turn::Mine(Lock { _file: file })),
+                Ok(()) => continue,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+                }
+            }
+            if let Ok(client) = self.connect() {
+                return Ok(Turn::Agent(client));
+            }
+            if start.elapsed() > PATIENCE {
+                bail!(
+                    "{} is held by a process that does not answer; see `fuser -v {}`",
+                    path.display(),
+                    path.display()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Connects to the agent.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn connect(&self) -> io::Result<Client> {
+        let stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        Ok(Client { stream })
+    }
+
+    /// The agent, when one runs and answers.
+    pub fn agent(&self) -> Option<AgentReport> {
+        let response = self.connect().ok()?.ask(&Request::Status).ok()?;
+        response.agent.map(AgentReport::from)
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+/// A connection to the agent.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// When the agent refuses or ends meanwhile.
+    pub fn ask(mut self, request: &Request) -> Result<Response> {
+        let mut line = serde_json::to_string(request)?;
+        line.push('\n');
+        let gone = "the agent did not answer; see its log, or `systemctl status` of its unit";
+        self.stream.write_all(line.as_bytes()).context(gone)?;
+        let mut answer = String::new();
+        BufReader::new(self.stream)
+            .read_line(&mut answer)
+            .context(gone)?;
+        if answer.is_empty() {
+            bail!(gone);
+        }
+        let response: Response =
+            serde_json::from_str(&answer).context("the agent's answer is not understood")?;
+        match response.error {
+            Some(error) => bail!(error),
+            None => Ok(response),
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! The maps as the loader sees them: read as a [`State`], changed by [`Op`]s,
+//! which nothing else does.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{
+    Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
+    lpm_trie::Key, xdp::DevMapHash,
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netspawn_ebpf::{
+    abi::{self, map},
+    verdict::Reason,
+};
+
+use super::batch;
+use crate::plan::{Op, State, address_map};
+
+macro_rules! values {
+    ($($name:ident($inner:ty);)*) => {$(
+        #[repr(transparent)]
+        #[derive(Clone, Copy)]
+        struct $name($inner);
+        // SAFETY: numbers and byte arrays with explicit padding (see `abi`).
+        unsafe impl aya::Pod for $name {}
+    )*};
+}
+
+values! {
+    Endpoint(abi::EndpointEntry);
+    Uplink(abi::Uplink);
+    NextHop(abi::NextHop);
+    Settings(abi::Settings);
+    Traffic(abi::Traffic);
+    DropKey(abi::DropKey);
+}
+
+/// A free entry of the endpoint map.
+const FREE: abi::EndpointEntry = abi::EndpointEntry {
+    forward: abi::Endpoint {
+        ifindex: 0,
+        flags: 0,
+        tenant: 0,
+        mtu: 0,
+        mac: [0; 6],
+        port_mac: [0; 6],
+        vlan: 0,
+        pad: 0,
+        port_link_local: [0; 16],
+    },
+    name: [0; abi::NAME_LEN],
+    tenant: [0; abi::NAME_LEN],
+};
+
+/// All maps, opened from their pins.
+pub struct Maps {
+    folder: PathBuf,
+    addrs4: HashMap<MapData, [u8; 4], u32>,
+    addrs6: HashMap<MapData, [u8; 16], u32>,
+    prefixes4: LpmTrie<MapData, [u8; 4], u32>,
+    prefixes6: LpmTrie<MapData, [u8; 16], u32>,
+    endpoints: Array<MapData, Endpoint>,
+    ports: HashMap<MapData, u32, u32>,
+    uplinks: HashMap<MapData, u32, Uplink>,
+    routes4: LpmTrie<MapData, [u8; 4], u32>,
+    routes6: LpmTrie<MapData, [u8; 16], u32>,
+    nexthops: Array<MapData, NextHop>,
+    settings: Array<MapData, Settings>,
+    counts: PerCpuArray<MapData, u64>,
+    traffic: PerCpuArray<MapData, Traffic>,
+    drops: PerCpuHashMap<MapData, DropKey, u64>,
+    xdp_ports: DevMapHash<MapData>,
+}
+
+fn open<T: TryFrom<Map, Error = MapError>>(folder: &Path, name: &str) -> Result<T> {
+    let path = folder.join(name);
+    let data = MapData::from_pin(&path)
+        .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    Map::from_map_data(data)
+        .and_then(T::try_from)
+        .with_context(|| format!("{} is not the map that it should be", path.display()))
+}
+
+/// A key that is gone already is as good as removed.
+fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn key4(net: &Ipv4Net) -> Key<[u8; 4]> {
+    Key::new(u32::from(net.prefix_len()), net.network().octets())
+}
+
+fn key6(net: &Ipv6Net) -> Key<[u8; 16]> {
+    Key::new(u32::from(net.prefix_len()), net.network().octets())
+}
+
+fn net4(key: &Key<[u8; 4]>) -> Option<IpNet> {
+    let length = u8::try_from(key.prefix_len()).ok()?;
+    Some(Ipv4Net::new(key.data().into(), length).ok()?.into())
+}
+
+fn net6(key: &Key<[u8; 16]>) -> Option<IpNet> {
+    let length = u8::try_from(key.prefix_len()).ok()?;
+    Some(Ipv6Net::new(key.data().into(), length).ok()?.into())
+}
+
+impl Maps {
+    /// Opens the maps pinned in a folder.
+    ///
+    /// # Errors
+    /// When one is missing or of another kind.
+    pub fn open(folder: &Path) -> Result<Self> {
+        Ok(Maps {
+            folder: folder.to_owned(),
+            addrs4: open(folder, map::ADDRS4)?,
+            addrs6: open(folder, map::ADDRS6)?,
+            prefixes4: open(folder, map::PREFIXES4)?,
+            prefixes6: open(folder, map::PREFIXES6)?,
+            endpoints: open(folder, map::ENDPOINTS)?,
+            ports: open(folder, map::PORTS)?,
+            uplinks: open(folder, map::UPLINKS)?,
+            routes4: open(folder, map::ROUTES4)?,
+            routes6: open(folder, map::ROUTES6)?,
+            nexthops: open(folder, map::NEXTHOPS)?,
+            settings: open(folder, map::SETTINGS)?,
+            counts: open(folder, map::COUNTS)?,
+            traffic: open(folder, map::TRAFFIC)?,
+            drops: open(folder, map::DROPS)?,
+            xdp_ports: open(folder, map::XDP_PORTS)?,
+        })
+    }
+
+    /// Everything that the loader writes, as it is in the maps.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn read(&self) -> Result<State> {
+        let context = || format!("cannot read the maps in {}", self.folder.display());
+        self.read_state().with_context(context)
+    }
+
+    fn read_state(&self) -> Result<State, MapError> {
+        let mut state = State::default();
+        for entry in self.addrs4.iter() {
+            let (address, owner) = entry?;
+            let net = Ipv4Net::from(std::net::Ipv4Addr::from(address));
+            state.addresses.insert(net.into(), owner);
+        }
+        for entry in self.addrs6.iter() {
+            let (address, owner) = entry?;
+            let net = Ipv6Net::from(std::net::Ipv6Addr::from(address));
+            state.addresses.insert(net.into(), owner);
+        }
+        for (trie, into) in [
+            (&self.prefixes4, &mut state.addresses),
+            (&self.routes4, &mut state.routes),
+        ] {
+            for entry in trie.iter() {
+                let (key, value) = entry?;
+                into.extend(net4(&key).map(|net| (net, value)));
+            }
+        }
+        for (trie, into) in [
+            (&self.prefixes6, &mut state.addresses),
+            (&self.routes6, &mut state.routes),
+        ] {
+            for entry in trie.iter() {
+                let (key, value) = entry?;
+                into.extend(net6(&key).map(|net| (net, value)));
+            }
+        }
+        for (id, entry) in (0u32..).zip(self.endpoints.iter()) {
+            let entry = entry?.0;
+            if entry.name[0] != 0 {
+                state.endpoints.insert(id, entry);
+            }
+        }
+        for entry in self.ports.iter() {
+            let (ifindex, id) = entry?;
+            state.ports.insert(ifindex, id);
+        }
+        for entry in self.uplinks.iter() {
+            let (ifindex, uplink) = entry?;
+            state.uplinks.insert(ifindex, uplink.0);
+        }
+        for (index, hop) in (0u32..).zip(self.nexthops.iter()) {
+            let hop = hop?.0;
+            if hop != abi::NextHop::default() {
+                state.nexthops.insert(index, hop);
+            }
+        }
+        state.settings = self.settings.get(&0, 0)?.0;
+        Ok(state)
+    }
+
+    /// Carries out steps in their order. Neighboring new addresses go to the
+    /// kernel in batches.
+    ///
+    /// # Errors
+    /// Names the step that the kernel refused; those before it are done.
+    pub fn apply(&mut self, ops: &[Op]) -> Result<()> {
+        let mut rest = ops;
+        while let Some(op) = rest.first() {
+            let run = rest
+                .iter()
+                .take_while(|op| matches!(op, Op::SetAddress { .. }))
+                .count();
+            if run > 1 {
+                self.set_addresses(&rest[..run])
+                    .with_context(|| format!("cannot write {run} addresses to the maps"))?;
+                rest = &rest[run..];
+            } else {
+                self.step(op).with_context(|| format!("cannot {op}"))?;
+                rest = &rest[1..];
+            }
+        }
+        Ok(())
+    }
+
+    fn set_addresses(&mut self, ops: &[Op]) -> Result<()> {
+        let mut runs: BTreeMap<&str, batch::Run> = BTreeMap::new();
+        for op in ops {
+            let Op::SetAddress { prefix, owner } = op else {
+                continue;
+            };
+            let name = address_map(prefix);
+            let run = runs.entry(name).or_default();
+            if name == map::PREFIXES4 || name == map::PREFIXES6 {
+                run.key(&u32::from(prefix.prefix_len()).to_ne_bytes());
+            }
+            match prefix {
+                IpNet::V4(net) => run.key(&net.network().octets()),
+                IpNet::V6(net) => run.key(&net.network().octets()),
+            }
+            run.value(&owner.to_ne_bytes());
+        }
+        for (name, run) in runs {
+            let map = MapData::from_pin(self.folder.join(name))?;
+            run.write(map.fd().as_fd())?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, op: &Op) -> Result<(), MapError> {
+        match op {
+            Op::SetSettings { settings } => self.settings.set(0, Settings(*settings), 0),
+            Op::SetUplink { ifindex, uplink } => self.uplinks.insert(ifindex, Uplink(*uplink), 0),
+            Op::RemoveUplink { ifindex } => removed(self.uplinks.remove(ifindex)),
+            Op::SetNextHop { index, hop } => self.nexthops.set(*index, NextHop(*hop), 0),
+            Op::RemoveNextHop { index } => {
+                let none = NextHop(abi::NextHop::default());
+                self.nexthops.set(*index, none, 0)
+            }
+            Op::SetRoute { destination, index } => match destination {
+                IpNet::V4(net) => self.routes4.insert(&key4(net), *index, 0),
+                IpNet::V6(net) => self.routes6.insert(&key6(net), *index, 0),
+            },
+            Op::RemoveRoute { destination } => removed(match destination {
+                IpNet::V4(net) => self.routes4.remove(&key4(net)),
+                IpNet::V6(net) => self.routes6.remove(&key6(net)),
+            }),
+            Op::ClearCounters { id } => self.clear(*id),
+            Op::SetEndpoint { id, entry } => self.endpoints.set(*id, Endpoint(**entry), 0),
+            Op::RemoveEndpoint { id } => self.endpoints.set(*id, Endpoint(FREE), 0),
+            Op::SetPort { ifindex, id } => {
+                // A device that is just going away is refused; it is not
+                // forwarded to either.
+                let _ = self.xdp_ports.insert(*ifindex, *ifindex, None, 0);
+                self.ports.insert(ifindex, id, 0)
+            }
+            Op::RemovePort { ifindex } => {
+                // The kernel has removed it when the device is gone.
+                let _ = self.xdp_ports.remove(*ifindex);
+                removed(self.ports.remove(ifindex))
+            }
+            Op::SetAddress { prefix, owner } => {
+                let single = prefix.prefix_len() == prefix.max_prefix_len();
+                match (prefix, single) {
+                    (IpNet::V4(net), true) => self.addrs4.insert(net.addr().octets(), owner, 0),
+                    (IpNet::V6(net), true) => self.addrs6.insert(net.addr().octets(), owner, 0),
+                    (IpNet::V4(net), false) => self.prefixes4.insert(&key4(net), owner, 0),
+                    (IpNet::V6(net), false) => self.prefixes6.insert(&key6(net), owner, 0),
+                }
+            }
+            Op::RemoveAddress { prefix } => {
+                let single = prefix.prefix_len() == prefix.max_prefix_len();
+                removed(match (prefix, single) {
+                    (IpNet::V4(net), true) => self.addrs4.remove(&net.addr().octets()),
+                    (IpNet::V6(net), true) => self.addrs6.remove(&net.addr().octets()),
+                    (IpNet::V4(net), false) => self.prefixes4.remove(&key4(net)),
+                    (IpNet::V6(net), false) => self.prefixes6.remove(&key6(net)),
+                })
+            }
+        }
+    }
+
+    /// Zeroes what was counted under an endpoint id.
+    fn clear(&mut self, id: u32) -> Result<(), MapError> {
+        let cpus = self.traffic.get(&id, 0)?.len();
+        let zero = vec![Traffic(abi::Traffic::default()); cpus];
+        self.traffic.set(
+            id,
+            PerCpuValues::try_from(zero).map_err(MapError::IoError)?,
+            0,
+        )?;
+        for reason in Reason::ALL {
+            let key = DropKey(abi::DropKey {
+                endpoint: id,
+                reason: *reason as u32,
+            });
+            removed(self.drops.remove(&key))?;
+        }
+        Ok(())
+    }
+
+    /// Frames by reason, summed over CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counts(&self) -> Result<BTreeMap<Reason, u64>> {
+        Reason::ALL
+            .iter()
+            .map(|reason| {
+                let values = self.counts.get(&(*reason as u32), 0)?;
+                Ok((*reason, values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Traffic of the endpoints named, summed over CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn traffic(&self, ids: impl Iterator<Item = u32>) -> Result<BTreeMap<u32, abi::Traffic>> {
+        ids.map(|id| {
+            let mut sum = abi::Traffic::default();
+            for Traffic(cpu) in self.traffic.get(&id, 0)?.iter() {
+                sum.rx_packets += cpu.rx_packets;
+                sum.rx_bytes += cpu.rx_bytes;
+                sum.tx_packets += cpu.tx_packets;
+                sum.tx_bytes += cpu.tx_bytes;
+            }
+            Ok((id, sum))
+        })
+        .collect()
+    }
+
+    /// Dropped frames by endpoint and reason, summed over CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn drops(&self) -> Result<BTreeMap<(u32, Reason), u64>> {
+        let mut found = BTreeMap::new();
+        for entry in self.drops.iter() {
+            let (DropKey(key), values) = entry?;
+            if let Some(reason) = Reason::ALL.get(key.reason as usize) {
+                found.insert((key.endpoint, *reason), values.iter().sum());
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,7 @@
+//! The data plane in the kernel.
+pub mod attach;
+mod batch;
+pub mod maps;
+pub mod object;
+pub mod pins;
+pub mod plane;

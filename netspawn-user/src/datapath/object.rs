@@ -1,0 +1,132 @@
+//! The BPF object that the loader carries: loading it, with its maps pinned or
+//! adopted.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, MapInfo},
+    programs::{Program, SchedClassifier, Xdp},
+};
+use netspawn_ebpf::abi::{self, map, program};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETSPAWN_BPF_OBJECT"));
+
+/// How large the maps are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Endpoints.
+    pub machines: u32,
+    /// Entries of each address map.
+    pub addresses: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes {
+            machines: abi::DEFAULT_MAX_MACHINES,
+            addresses: abi::DEFAULT_MAX_ADDRESSES,
+        }
+    }
+}
+
+impl Sizes {
+    /// The maps whose size is a choice, with it.
+    fn by_map(self) -> [(&'static str, u32); 9] {
+        [
+            (map::ADDRS4, self.addresses),
+            (map::ADDRS6, self.addresses),
+            (map::PREFIXES4, self.addresses),
+            (map::PREFIXES6, self.addresses),
+            (map::ENDPOINTS, self.machines),
+            (map::PORTS, self.machines),
+            (map::TRAFFIC, self.machines),
+            (map::DROPS, self.machines),
+            (map::XDP_PORTS, self.machines),
+        ]
+    }
+
+    /// The sizes of the maps pinned in `folder`; `None` when not all of them are
+    /// there.
+    pub fn pinned(folder: &Path) -> Option<Sizes> {
+        let entries = |name: &str| {
+            let info = MapInfo::from_pin(folder.join(name)).ok()?;
+            Some(info.max_entries())
+        };
+        let sizes = Sizes {
+            machines: entries(map::ENDPOINTS)?,
+            addresses: entries(map::ADDRS4)?,
+        };
+        for (name, expected) in sizes.by_map() {
+            if entries(name)? != expected {
+                return None;
+            }
+        }
+        map::ALL
+            .iter()
+            .all(|name| MapData::from_pin(folder.join(name)).is_ok())
+            .then_some(sizes)
+    }
+}
+
+/// Loads maps and programs. With `pins`, maps already pinned there are used and
+/// the others are pinned there.
+///
+/// # Errors
+/// Without the capabilities (CAP_BPF, CAP_NET_ADMIN), on a file system that is
+/// not a bpffs, or when the kernel refuses a program: the verifier's last words
+/// are in the error.
+pub fn load(pins: Option<&Path>, sizes: Sizes) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for (name, entries) in sizes.by_map() {
+        loader.map_max_entries(name, entries);
+    }
+    if let Some(folder) = pins {
+        for name in map::ALL {
+            loader.map_pin_path(name, folder.join(name));
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).context(
+        "the kernel does not take the BPF maps: root (CAP_BPF, CAP_NET_ADMIN) and a mounted, \
+         writable bpffs are needed",
+    )?;
+    for name in [
+        program::UPLINK_INGRESS,
+        program::UPLINK_EGRESS,
+        program::PORT_INGRESS,
+    ] {
+        classifier(&mut ebpf, name)?
+            .load()
+            .with_context(|| format!("the kernel does not take the program {name}"))?;
+    }
+    xdp(&mut ebpf)?.load().with_context(|| {
+        format!(
+            "the kernel does not take the program {}",
+            program::UPLINK_XDP
+        )
+    })?;
+    Ok(ebpf)
+}
+
+/// The tc program of that name.
+///
+/// # Errors
+/// When the object has none, which is a fault of the build.
+pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    match ebpf.program_mut(name) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => bail!("the BPF object has no tc program {name}"),
+    }
+}
+
+/// The XDP program.
+///
+/// # Errors
+/// When the object has none, which is a fault of the build.
+pub fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    match ebpf.program_mut(program::UPLINK_XDP) {
+        Some(Program::Xdp(program)) => Ok(program),
+        _ => bail!("the BPF object has no XDP program {}", program::UPLINK_XDP),
+    }
+}

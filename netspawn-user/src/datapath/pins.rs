@@ -1,0 +1,246 @@
+//! What lies in BPFDIR, and whose it is.
+//!
+//! ```text
+//! BPFDIR/v1/netns                   link whose text is the namespace's cookie
+//!           maps/NAME               maps
+//!           programs/port_ingress   the guard, for ports that come later
+//!           ports/…                 links of ports that cannot join the block
+//!           uplinks/NAME/ifindex    link whose text is the ifindex
+//!                        tc-ingress, tc-egress, xdp
+//!                        group-MAC, allmulti   what is to be put back
+//! ```
+//! A bpffs holds objects, folders and symbolic links; records are the latter.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use netspawn_ebpf::abi;
+use nix::sys::statfs::{FsType, statfs};
+
+use crate::net::namespace;
+
+const BPF_FS_MAGIC: FsType = FsType(libc::BPF_FS_MAGIC as _);
+
+/// The folder of this version of the ABI.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    base: PathBuf,
+    root: PathBuf,
+}
+
+/// Removes something that may be gone already.
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+impl Pins {
+    /// Names paths under BPFDIR; touches nothing.
+    pub fn new(bpf_dir: &Path) -> Self {
+        Pins {
+            base: bpf_dir.to_owned(),
+            root: bpf_dir.join(format!("v{}", abi::VERSION)),
+        }
+    }
+
+    /// Where the maps are.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    /// Where maps of another size are made, before they take the others' place.
+    pub fn next_maps(&self) -> PathBuf {
+        self.root.join("maps-next")
+    }
+
+    /// The program that guards ports.
+    pub fn guard(&self) -> PathBuf {
+        self.root.join("programs").join(abi::program::PORT_INGRESS)
+    }
+
+    /// Links of ports.
+    pub fn ports(&self) -> PathBuf {
+        self.root.join("ports")
+    }
+
+    /// The folder of an uplink. A bpffs has no dots in names (kernel's
+    /// `bpf_lookup`), names of interfaces do.
+    pub fn uplink(&self, name: &str) -> PathBuf {
+        let name = name.replace('%', "%25").replace('.', "%2e");
+        self.root.join("uplinks").join(name)
+    }
+
+    /// Whether something is attached.
+    pub fn exist(&self) -> bool {
+        self.root.join("netns").symlink_metadata().is_ok()
+    }
+
+    /// Makes the folders, and records the network namespace.
+    ///
+    /// # Errors
+    /// When BPFDIR is not on a bpffs, or not to be written to.
+    pub fn make(&self) -> Result<()> {
+        let mut there = self.base.as_path();
+        while !there.exists() {
+            there = match there.parent() {
+                Some(parent) => parent,
+                None => bail!("{}: there is no such folder", self.base.display()),
+            };
+        }
+        let kind = statfs(there)
+            .with_context(|| format!("cannot examine {}", there.display()))?
+            .filesystem_type();
+        if kind != BPF_FS_MAGIC {
+            bail!(
+                "{} is not on a bpf filesystem; mount one with `mount -t bpf bpf {}`, or give \
+                 another folder with --bpf-dir",
+                self.base.display(),
+                if there == Path::new("/sys/fs") || there == Path::new("/sys/fs/bpf") {
+                    "/sys/fs/bpf".into()
+                } else {
+                    there.display().to_string()
+                },
+            );
+        }
+        for folder in [
+            self.maps(),
+            self.root.join("programs"),
+            self.root.join("uplinks"),
+        ] {
+            fs::create_dir_all(&folder).with_context(|| {
+                format!(
+                    "cannot make {} (this needs root, and a bpf filesystem that is mounted \
+                     read-write)",
+                    folder.display()
+                )
+            })?;
+        }
+        if !self.exist() {
+            self.record(&self.root.join("netns"), &namespace::cookie()?.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on where another namespace is meant.
+    ///
+    /// # Errors
+    /// When what is pinned was made in another network namespace.
+    pub fn check_namespace(&self) -> Result<()> {
+        let Ok(recorded) = fs::read_link(self.root.join("netns")) else {
+            return Ok(());
+        };
+        let here = namespace::cookie().context("cannot identify the network namespace")?;
+        if recorded.as_os_str() != here.to_string().as_str() {
+            bail!(
+                "{} belongs to another network namespace; run this command there, or give \
+                 another folder with --bpf-dir",
+                self.base.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn record(&self, path: &Path, text: &str) -> Result<()> {
+        gone(fs::remove_file(path)).with_context(|| format!("cannot remove {}", path.display()))?;
+        symlink(text, path).with_context(|| format!("cannot make {}", path.display()))
+    }
+
+    /// Records something of an uplink.
+    ///
+    /// # Errors
+    /// When the bpffs refuses.
+    pub fn record_uplink(&self, name: &str, what: &str, text: &str) -> Result<()> {
+        let folder = self.uplink(name);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        self.record(&folder.join(what), text)
+    }
+
+    /// Forgets something of an uplink.
+    ///
+    /// # Errors
+    /// When the bpffs refuses.
+    pub fn forget(&self, name: &str, what: &str) -> Result<()> {
+        let path = self.uplink(name).join(what);
+        gone(fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))
+    }
+
+    /// The records of an uplink by name.
+    pub fn records(&self, name: &str) -> Vec<String> {
+        list(&self.uplink(name))
+            .into_iter()
+            .filter_map(|entry| entry.into_string().ok())
+            .collect()
+    }
+
+    /// The uplinks recorded, by name, with their ifindexes.
+    pub fn uplinks(&self) -> Vec<(String, u32)> {
+        list(&self.root.join("uplinks"))
+            .into_iter()
+            .filter_map(|name| name.into_string().ok())
+            .filter_map(|name| {
+                let name = name.replace("%2e", ".").replace("%25", "%");
+                let text = fs::read_link(self.uplink(&name).join("ifindex")).ok()?;
+                Some((name, text.to_str()?.parse().ok()?))
+            })
+            .collect()
+    }
+
+    /// Removes the folder of an uplink with all its records.
+    ///
+    /// # Errors
+    /// When the bpffs refuses.
+    pub fn remove_uplink(&self, name: &str) -> Result<()> {
+        remove_tree(&self.uplink(name))
+    }
+
+    /// Puts the maps of `next_maps` in the place of the others.
+    ///
+    /// # Errors
+    /// When the bpffs refuses; the others are then still in place, or gone.
+    pub fn swap_maps(&self) -> Result<()> {
+        remove_tree(&self.maps())?;
+        fs::rename(self.next_maps(), self.maps())
+            .with_context(|| format!("cannot rename {} to maps", self.next_maps().display()))
+    }
+
+    /// Removes everything, the folder of this version and BPFDIR when nothing
+    /// else is in them.
+    ///
+    /// # Errors
+    /// When the bpffs refuses.
+    pub fn remove_all(&self) -> Result<()> {
+        remove_tree(&self.root)?;
+        match fs::remove_dir(&self.base) {
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOTEMPTY | libc::ENOENT | libc::EBUSY)
+                ) =>
+            {
+                Err(error).with_context(|| format!("cannot remove {}", self.base.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn list(folder: &Path) -> Vec<OsString> {
+    fs::read_dir(folder)
+        .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
+        .unwrap_or_default()
+}
+
+/// Removes a folder and what is in it, if it is there.
+///
+/// # Errors
+/// When the bpffs refuses.
+pub fn remove_tree(folder: &Path) -> Result<()> {
+    gone(fs::remove_dir_all(folder)).with_context(|| format!("cannot remove {}", folder.display()))
+}

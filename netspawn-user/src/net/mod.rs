@@ -1,0 +1,12 @@
+//! The host's network as the kernel tells it, and the few things asked of it.
+
+pub mod multicast;
+pub mod namespace;
+pub mod neighbor;
+pub mod netlink;
+pub mod observe;
+pub(crate) mod read;
+pub mod xdp_ready;
+
+pub use netlink::Error;
+pub use observe::Observer;

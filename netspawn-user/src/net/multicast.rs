@@ -1,0 +1,226 @@
+//! Link-layer multicast groups and `allmulti` of an interface.
+//!
+//! The groups are the device's own, as those of `ip maddr add`, so that they
+//! outlive the process; a socket's memberships would not.
+
+use std::{fs, io, os::fd::AsRawFd, os::unix::net::UnixDatagram};
+
+use netspawn_ebpf::wire::Mac;
+
+use super::{
+    netlink::{self, Netlink, Request},
+    read::ifinfomsg,
+};
+use crate::model::DisplayMac;
+
+/// Columns: ifindex, name, users, global, address.
+const LIST: &str = "/proc/thread-self/net/dev_mcast";
+
+/// A change that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Joining a group.
+    #[error("{interface}: cannot join the link-layer group {}: {source}", DisplayMac(*group))]
+    Join {
+        /// The interface.
+        interface: String,
+        /// The group.
+        group: Mac,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Leaving a group.
+    #[error("{interface}: cannot leave the link-layer group {}: {source}", DisplayMac(*group))]
+    Leave {
+        /// The interface.
+        interface: String,
+        /// The group.
+        group: Mac,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Reading the groups.
+    #[error("cannot read the link-layer groups from {LIST}: {0}")]
+    List(io::Error),
+    /// Switching `allmulti`.
+    #[error("interface {ifindex}: cannot switch allmulti {}: {source}", if *on { "on" } else { "off" })]
+    AllMulti {
+        /// The interface.
+        ifindex: u32,
+        /// What was asked for.
+        on: bool,
+        /// The kernel's reason.
+        source: netlink::Error,
+    },
+    /// There is no interface of that index.
+    #[error("there is no interface with index {ifindex}: {source}")]
+    NoInterface {
+        /// The index.
+        ifindex: u32,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// A group that an interface receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The group's address.
+    pub mac: Mac,
+    /// How many want it: the kernel's protocols, sockets, `ip maddr add`.
+    pub users: u32,
+    /// Joined by `ip maddr add` or by [`join`]; there is one such join only,
+    /// so this one is not to be joined, and not to be left, by anyone else.
+    pub permanent: bool,
+}
+
+/// Joins a group; whether it had not been joined in this way before.
+pub fn join(ifindex: u32, group: Mac) -> Result<bool, Error> {
+    let groups = list(ifindex)?;
+    if groups
+        .iter()
+        .any(|found| found.mac == group && found.permanent)
+    {
+        return Ok(false);
+    }
+    let (interface, result) = change(ifindex, group, libc::SIOCADDMULTI)?;
+    result.map(|()| true).map_err(|source| Error::Join {
+        interface,
+        group,
+        source,
+    })
+}
+
+/// Leaves a group that [`join`] or `ip maddr add` joined; whether there was
+/// such a join.
+pub fn leave(ifindex: u32, group: Mac) -> Result<bool, Error> {
+    let (interface, result) = change(ifindex, group, libc::SIOCDELMULTI)?;
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(source) => Err(Error::Leave {
+            interface,
+            group,
+            source,
+        }),
+    }
+}
+
+/// The groups that an interface receives now.
+pub fn list(ifindex: u32) -> Result<Vec<Group>, Error> {
+    let text = fs::read_to_string(LIST).map_err(Error::List)?;
+    Ok(parse(&text, ifindex))
+}
+
+fn parse(text: &str, ifindex: u32) -> Vec<Group> {
+    text.lines()
+        .filter_map(|line| {
+            let mut columns = line.split_whitespace();
+            if columns.next()?.parse() != Ok(ifindex) {
+                return None;
+            }
+            let users = columns.nth(1)?.parse().ok()?;
+            let permanent = columns.next()? != "0";
+            let mac = u64::from_str_radix(columns.next()?, 16).ok()?;
+            let [0, 0, mac @ ..] = mac.to_be_bytes() else {
+                return None;
+            };
+            Some(Group {
+                mac,
+                users,
+                permanent,
+            })
+        })
+        .collect()
+}
+
+/// Switches `IFF_ALLMULTI`, as `ip link set IF allmulticast on|off`.
+pub fn set_allmulti(netlink: &mut Netlink, ifindex: u32, on: bool) -> Result<(), Error> {
+    let flag = libc::IFF_ALLMULTI as u32;
+    let header = ifinfomsg(ifindex, if on { flag } else { 0 }, flag);
+    netlink
+        .apply(Request::new(libc::RTM_NEWLINK, 0, &header))
+        .map_err(|source| Error::AllMulti {
+            ifindex,
+            on,
+            source,
+        })
+}
+
+/// Whether `IFF_ALLMULTI` was switched on by somebody (not: needed by the
+/// kernel for a bridge or the like, which it counts by itself).
+pub fn allmulti(netlink: &mut Netlink, ifindex: u32) -> Result<bool, netlink::Error> {
+    netlink.get(super::read::get_link(ifindex), |message| {
+        Some(message.field(8) & libc::IFF_ALLMULTI as u32 != 0)
+    })
+}
+
+/// `SIOCADDMULTI` or `SIOCDELMULTI`; the interface's name and the outcome.
+fn change(
+    ifindex: u32,
+    group: Mac,
+    request: libc::Ioctl,
+) -> Result<(String, io::Result<()>), Error> {
+    let no_interface = |source| Error::NoInterface { ifindex, source };
+    let socket = UnixDatagram::unbound().map_err(no_interface)?;
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
+    ifreq.ifr_ifru.ifru_ifindex = ifindex as libc::c_int;
+    ioctl(&socket, libc::SIOCGIFNAME, &mut ifreq).map_err(no_interface)?;
+    let name = ifreq.ifr_name.map(|byte| byte as u8);
+    // SAFETY: all-zero bytes are a valid `sockaddr`, whose family AF_UNSPEC is
+    // the one these requests take.
+    let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    for (to, from) in address.sa_data.iter_mut().zip(group) {
+        *to = from as libc::c_char;
+    }
+    ifreq.ifr_ifru.ifru_hwaddr = address;
+    let result = ioctl(&socket, request, &mut ifreq);
+    Ok((netlink::read_text(&name), result))
+}
+
+pub(super) fn ioctl(
+    socket: &UnixDatagram,
+    request: libc::Ioctl,
+    ifreq: &mut libc::ifreq,
+) -> io::Result<()> {
+    // SAFETY: `ifreq` is a whole, writable `struct ifreq`, which is what these
+    // requests take.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request, ifreq) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_read_by_interface() {
+        let text = "\
+2    eth0            1     0     01005e000001
+2    eth0            2     1     3333ff000005
+12   ib0             1     0     00ffffffff12401bffff000000000000ffffffff
+13   eth1            1     0     333300000001
+";
+        assert_eq!(
+            parse(text, 2),
+            [
+                Group {
+                    mac: [0x01, 0x00, 0x5e, 0, 0, 1],
+                    users: 1,
+                    permanent: false
+                },
+                Group {
+                    mac: [0x33, 0x33, 0xff, 0, 0, 5],
+                    users: 2,
+                    permanent: true
+                },
+            ]
+        );
+        assert!(parse(text, 12).is_empty());
+    }
+}

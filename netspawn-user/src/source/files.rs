@@ -1,0 +1,707 @@
+//! `CONFIGDIR/machines/NAME.toml` and `RUNDIR/machines/NAME.toml`.
+//!
+//! A key in the latter replaces the same key in the former. A file with a
+//! fault never takes a machine away: while the agent runs, the machine keeps
+//! its last good declaration; after a restart it keeps the addresses that the
+//! pinned maps hold for it. Only a file that is gone withdraws a machine.
+//!
+//! Files whose names start with a dot or do not end in `.toml` are no
+//! declarations: editors and [`write_machine`] keep their drafts there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+use netspawn_ebpf::wire::Mac;
+use serde::Serialize;
+
+use super::Snapshot;
+use crate::{
+    document::{self, Document},
+    fields,
+    model::{Declaration, DisplayMac, SourceKind},
+    problem::{Fault, Problem},
+};
+
+/// The keys of a file, as far as it names them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Keys {
+    interface: Option<String>,
+    addresses: Option<Vec<IpNet>>,
+    tenant: Option<String>,
+    mac: Option<Mac>,
+    vlan: Option<u16>,
+}
+
+const KNOWN: &[&str] = &["interface", "addresses", "tenant", "mac", "vlan"];
+
+impl Keys {
+    fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
+        let mut keys = Keys::default();
+        let (mut document, table) = Document::parse(path, text);
+        for (key, value) in &table {
+            let field = key.get_ref().as_ref();
+            match field {
+                "interface" => {
+                    keys.interface = document.string(
+                        field,
+                        value,
+                        "interface = \"ve-web\"",
+                        fields::interface_name,
+                    );
+                }
+                "addresses" => {
+                    keys.addresses = document.strings(
+                        field,
+                        value,
+                        "addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]",
+                        fields::prefix,
+                    );
+                }
+                "tenant" => {
+                    keys.tenant =
+                        document.string(field, value, "tenant = \"acme\"", fields::tenant);
+                }
+                "mac" => {
+                    keys.mac =
+                        document.string(field, value, "mac = \"02:00:00:00:00:05\"", fields::mac);
+                }
+                "vlan" => {
+                    keys.vlan = document.integer(field, value, "vlan = 30", fields::vlan);
+                }
+                _ => document.unknown(field, key.span(), field, KNOWN),
+            }
+        }
+        match document.into_problems() {
+            problems if problems.is_empty() => Ok(keys),
+            problems => Err(problems),
+        }
+    }
+
+    /// These keys, and the others' where these are silent.
+    fn over(self, other: Keys) -> Keys {
+        Keys {
+            interface: self.interface.or(other.interface),
+            addresses: self.addresses.or(other.addresses),
+            tenant: self.tenant.or(other.tenant),
+            mac: self.mac.or(other.mac),
+            vlan: self.vlan.or(other.vlan),
+        }
+    }
+}
+
+/// One file that could be read.
+struct Layer {
+    kind: SourceKind,
+    path: PathBuf,
+    keys: Keys,
+}
+
+/// The two folders, and the last good declaration of each machine in them.
+#[derive(Debug)]
+pub struct Files {
+    /// In order of rank.
+    folders: [(SourceKind, PathBuf); 2],
+    last_good: BTreeMap<String, Declaration>,
+}
+
+impl Files {
+    /// The folders that are read.
+    pub fn folders(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        self.folders.clone().into_iter().map(|(_, path)| path)
+    }
+
+    /// The folders under CONFIGDIR and RUNDIR. Nothing is read yet.
+    pub fn new(config_dir: &Path, run_dir: &Path) -> Self {
+        Files {
+            folders: [
+                (SourceKind::Run, run_dir.join(FOLDER)),
+                (SourceKind::Config, config_dir.join(FOLDER)),
+            ],
+            last_good: BTreeMap::new(),
+        }
+    }
+
+    /// Reads everything.
+    pub fn read(&mut self) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let mut layers: BTreeMap<String, Vec<Layer>> = BTreeMap::new();
+        for (kind, folder) in &self.folders {
+            let paths = match list(folder) {
+                Ok(paths) => paths,
+                Err(problem) => {
+                    snapshot.problems.push(problem);
+                    snapshot.unlisted.get_or_insert((*kind, folder.clone()));
+                    continue;
+                }
+            };
+            for path in paths {
+                let name = match name_of(&path) {
+                    Ok(name) => name,
+                    Err(problem) => {
+                        snapshot.problems.push(problem);
+                        continue;
+                    }
+                };
+                let keys = match document::read(&path) {
+                    Ok(None) => continue,
+                    Ok(Some(text)) => Keys::parse(&path, &text),
+                    Err(problem) => Err(vec![problem]),
+                };
+                match keys {
+                    Ok(keys) => layers.entry(name).or_default().push(Layer {
+                        kind: *kind,
+                        path,
+                        keys,
+                    }),
+                    Err(problems) => {
+                        snapshot.problems.extend(problems);
+                        snapshot.unusable.entry(name).or_insert((*kind, path));
+                    }
+                }
+            }
+        }
+        for (name, layers) in layers {
+            if let Some(unusable) = snapshot.unusable.get_mut(&name) {
+                if layers[0].kind < unusable.0 {
+                    *unusable = (layers[0].kind, layers[0].path.clone());
+                }
+                continue;
+            }
+            match merge(&name, layers) {
+                Ok(declaration) => {
+                    snapshot.declarations.insert(name, declaration);
+                }
+                Err((kind, problem)) => {
+                    let path = problem.path.clone();
+                    snapshot.problems.push(problem);
+                    snapshot.unusable.insert(name, (kind, path));
+                }
+            }
+        }
+        for (name, declaration) in std::mem::take(&mut self.last_good) {
+            if snapshot.keeps(&name).is_some() {
+                snapshot.declarations.insert(name, declaration);
+            }
+        }
+        self.last_good = snapshot.declarations.clone();
+        snapshot
+    }
+}
+
+/// Folder of declarations in CONFIGDIR and RUNDIR.
+const FOLDER: &str = "machines";
+
+/// Where the declaration of a machine is in CONFIGDIR or RUNDIR.
+pub fn machine_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join(FOLDER).join(format!("{name}.toml"))
+}
+
+/// The declarations in a folder, sorted; none when it does not exist.
+fn list(folder: &Path) -> Result<BTreeSet<PathBuf>, Problem> {
+    let problem = |error: io::Error| {
+        Fault::new(
+            format!("cannot be listed: {error}"),
+            "see that it is a folder that root can read",
+        )
+        .at(folder, None, None)
+    };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(problem(error)),
+    };
+    let mut paths = BTreeSet::new();
+    for entry in entries {
+        let path = entry.map_err(problem)?.path();
+        let draft = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !draft && path.extension() == Some(OsStr::new("toml")) {
+            paths.insert(path);
+        }
+    }
+    Ok(paths)
+}
+
+fn name_of(path: &Path) -> Result<String, Problem> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    fields::machine_name(&stem).map_err(|fault| {
+        Fault::new(fault.message, format!("rename the file: {}", fault.remedy)).at(path, None, None)
+    })
+}
+
+/// One declaration from the files that name a machine, the highest rank first.
+fn merge(name: &str, layers: Vec<Layer>) -> Result<Declaration, (SourceKind, Problem)> {
+    let mut top: Option<(SourceKind, PathBuf)> = None;
+    let mut keys = Keys::default();
+    for layer in layers {
+        keys = keys.over(layer.keys);
+        top.get_or_insert((layer.kind, layer.path));
+    }
+    let (source, path) = top.unwrap_or((SourceKind::Config, PathBuf::new()));
+    let Some(addresses) = keys.addresses else {
+        let fault = Fault::new(
+            "is missing",
+            "write addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]",
+        );
+        return Err((source, fault.at(&path, None, Some("addresses"))));
+    };
+    Ok(Declaration {
+        name: name.to_owned(),
+        source,
+        path,
+        interface: keys.interface,
+        addresses,
+        tenant: keys.tenant,
+        mac: keys.mac,
+        vlan: keys.vlan,
+    })
+}
+
+/// The form in which [`write_machine`] writes.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interface: Option<&'a str>,
+    addresses: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vlan: Option<u16>,
+}
+
+/// An address as people write it: without the length that says it is one.
+fn shortest(prefix: &IpNet) -> String {
+    if prefix.prefix_len() == prefix.max_prefix_len() {
+        prefix.addr().to_string()
+    } else {
+        prefix.to_string()
+    }
+}
+
+/// The text of a declaration's file.
+fn text_of(declaration: &Declaration) -> anyhow::Result<String> {
+    let mut text = toml::to_string_pretty(&Written {
+        interface: declaration.interface.as_deref(),
+        addresses: declaration.addresses.iter().map(shortest).collect(),
+        tenant: declaration.tenant.as_deref(),
+        mac: declaration.mac.map(|mac| DisplayMac(mac).to_string()),
+        vlan: declaration.vlan,
+    })?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// Writes `RUNDIR/machines/NAME.toml`, in place of one that may be there:
+/// whoever reads sees the old file or the new one, also after a crash. The
+/// source and path of the declaration are not looked at. Returns the path.
+///
+/// # Errors
+/// When the folder cannot be made or the file cannot be written; the old file
+/// is then untouched.
+pub fn write_machine(run_dir: &Path, declaration: &Declaration) -> anyhow::Result<PathBuf> {
+    let path = machine_path(run_dir, &declaration.name);
+    replace(&path, text_of(declaration)?.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// Makes the content of a file this one, at once or not at all.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut draft = tempfile::Builder::new()
+        .prefix(".")
+        .suffix(".draft")
+        .permissions(Permissions::from_mode(0o644))
+        .tempfile_in(folder)?;
+    draft.write_all(bytes)?;
+    draft.as_file().sync_all()?;
+    draft.persist(path).map_err(|error| error.error)?;
+    File::open(folder)?.sync_all()
+}
+
+/// What became of a machine whose file in RUNDIR is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// Nothing declares it any more.
+    Withdrawn,
+    /// This file in CONFIGDIR declares it still.
+    StillDeclared(PathBuf),
+}
+
+/// Deletes `RUNDIR/machines/NAME.toml`.
+///
+/// # Errors
+/// When there is none, naming what to edit instead, or it cannot be deleted.
+pub fn remove_machine(run_dir: &Path, config_dir: &Path, name: &str) -> anyhow::Result<Removed> {
+    let path = machine_path(run_dir, name);
+    let configured = machine_path(config_dir, name);
+    let still = configured.symlink_metadata().is_ok();
+    match fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound && still => bail!(
+            "machine {name} is declared by {}, which `remove` leaves alone; delete or edit that \
+             file",
+            configured.display()
+        ),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+            "no machine {name} is declared: there is neither {} nor {}; `netspawn-xdp list` shows \
+             those that are",
+            path.display(),
+            configured.display()
+        ),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot delete {}", path.display()));
+        }
+    }
+    if let Some(folder) = path.parent() {
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .with_context(|| format!("cannot sync {}", folder.display()))?;
+    }
+    Ok(if still {
+        Removed::StillDeclared(configured)
+    } else {
+        Removed::Withdrawn
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Dirs {
+        _root: tempfile::TempDir,
+        config: PathBuf,
+        run: PathBuf,
+        files: Files,
+    }
+
+    impl Dirs {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let (config, run) = (root.path().join("etc"), root.path().join("run"));
+            let files = Files::new(&config, &run);
+            for dir in [&config, &run] {
+                fs::create_dir_all(dir.join(FOLDER)).unwrap();
+            }
+            Dirs {
+                _root: root,
+                config,
+                run,
+                files,
+            }
+        }
+
+        fn config(&self, name: &str, text: &str) {
+            fs::write(machine_path(&self.config, name), text).unwrap();
+        }
+
+        fn run(&self, name: &str, text: &str) {
+            fs::write(machine_path(&self.run, name), text).unwrap();
+        }
+
+        /// Problems with the folder's path cut off.
+        fn problems(&self, snapshot: &Snapshot) -> Vec<String> {
+            let (config, run) = (self.config.display(), self.run.display());
+            snapshot
+                .problems
+                .iter()
+                .map(|problem| {
+                    problem
+                        .to_string()
+                        .replace(&format!("{config}/machines/"), "etc:")
+                        .replace(&format!("{run}/machines/"), "run:")
+                })
+                .collect()
+        }
+    }
+
+    const FULL: &str = "interface = \"ve-web\"\n\
+        addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]\n\
+        tenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n";
+
+    #[test]
+    fn every_key_is_read() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", FULL);
+        let snapshot = dirs.files.read();
+        assert_eq!(snapshot.problems, []);
+        assert_eq!(
+            snapshot.declarations["web"],
+            Declaration {
+                name: "web".to_owned(),
+                source: SourceKind::Config,
+                path: machine_path(&dirs.config, "web"),
+                interface: Some("ve-web".to_owned()),
+                addresses: vec![
+                    "203.0.113.2/32".parse().unwrap(),
+                    "2001:db8:1::/64".parse().unwrap()
+                ],
+                tenant: Some("acme".to_owned()),
+                mac: Some([2, 0, 0, 0, 0, 5]),
+                vlan: Some(30),
+            }
+        );
+    }
+
+    #[test]
+    fn run_replaces_each_key_it_names() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", FULL);
+        dirs.run("web", "addresses = [\"203.0.113.3\"]\nvlan = 31\n");
+        let snapshot = dirs.files.read();
+        let web = &snapshot.declarations["web"];
+        assert_eq!(web.source, SourceKind::Run);
+        assert_eq!(web.addresses, ["203.0.113.3/32".parse().unwrap()]);
+        assert_eq!(web.vlan, Some(31));
+        assert_eq!(web.tenant.as_deref(), Some("acme"));
+    }
+
+    #[test]
+    fn folders_that_do_not_exist_are_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let snapshot = Files::new(&root.path().join("a"), &root.path().join("b")).read();
+        assert_eq!(snapshot, Snapshot::default());
+    }
+
+    #[test]
+    fn every_fault_names_file_line_field_and_remedy() {
+        let mut dirs = Dirs::new();
+        for (name, text, expected) in [
+            (
+                "a-prefix",
+                "addresses = [\n  \"203.0.113.2\",\n  \"203.0.113\",\n]\n",
+                "3: addresses: \"203.0.113\" is neither an IPv4 nor an IPv6 address; write an \
+                 address such as 203.0.113.2 or a prefix such as 2001:db8:1::/64",
+            ),
+            (
+                "b-hostbits",
+                "addresses = [\"203.0.113.2/24\"]",
+                "1: addresses: 203.0.113.2/24 has host bits set; write 203.0.113.0/24 for the \
+                 whole prefix, or 203.0.113.2/32 for the one address",
+            ),
+            (
+                "c-key",
+                "addresses = [\"203.0.113.2\"]\n\naddress = \"203.0.113.2\"",
+                "3: address: unknown key; did you mean `addresses`?",
+            ),
+            (
+                "d-type",
+                "addresses = \"203.0.113.2\"",
+                "1: addresses: expected a list of strings, found a string; write addresses = \
+                 [\"203.0.113.2\", \"2001:db8:1::/64\"]",
+            ),
+            (
+                "e-tenant",
+                "addresses = [\"203.0.113.2\"]\ntenant = \"\"",
+                "2: tenant: an empty tenant is no tenant; name it, or remove the key: machines \
+                 that name none form one tenant",
+            ),
+            (
+                "f-mac",
+                "addresses = [\"203.0.113.2\"]\nmac = \"01:00:5e:00:00:01\"",
+                "2: mac: 01:00:5e:00:00:01 is a multicast MAC address; write the address of the \
+                 machine's own interface (the first byte is even)",
+            ),
+            (
+                "g-vlan",
+                "addresses = [\"203.0.113.2\"]\nvlan = 4095",
+                "2: vlan: 4095 is not a VLAN id; write a number from 1 to 4094, or remove it for \
+                 untagged",
+            ),
+            (
+                "h-empty",
+                "addresses = []",
+                "1: addresses: the list is empty; write addresses = [\"203.0.113.2\", \
+                 \"2001:db8:1::/64\"]",
+            ),
+            (
+                "i-twice",
+                "addresses = [\"203.0.113.2\",\n\"203.0.113.2/32\"]",
+                "2: addresses: 203.0.113.2/32 is given twice; remove one of them",
+            ),
+            (
+                "j-loopback",
+                "addresses = [\"127.0.0.2\"]",
+                "1: addresses: 127.0.0.2 is loopback (127.0.0.0/8), which no machine can own; \
+                 write an address such as 203.0.113.2 or a prefix such as 2001:db8:1::/64",
+            ),
+            (
+                "k-vlan-type",
+                "addresses = [\"203.0.113.2\"]\nvlan = \"30\"",
+                "2: vlan: expected a whole number, found a string; write vlan = 30",
+            ),
+            (
+                "l-missing",
+                "",
+                " addresses: is missing; write addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]",
+            ),
+        ] {
+            dirs.config(name, text);
+            let snapshot = dirs.files.read();
+            assert_eq!(
+                dirs.problems(&snapshot),
+                [format!("etc:{name}.toml:{expected}")]
+            );
+            assert!(snapshot.keeps(name).is_some());
+            fs::remove_file(machine_path(&dirs.config, name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn syntax_errors_name_the_line() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", "addresses = [\"203.0.113.2\"]\ntenant = acme\n");
+        dirs.config("twice", "vlan = 1\nvlan = 2\n");
+        let snapshot = dirs.files.read();
+        let problems = dirs.problems(&snapshot);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].starts_with("etc:twice.toml:2: is not TOML: duplicate key"));
+        assert!(problems[1].starts_with("etc:web.toml:2: is not TOML: "));
+    }
+
+    #[test]
+    fn files_that_are_no_text_are_reported() {
+        let mut dirs = Dirs::new();
+        dirs.config("ok", "addresses = [\"203.0.113.9\"]");
+        fs::create_dir(machine_path(&dirs.config, "dir")).unwrap();
+        fs::write(machine_path(&dirs.config, "latin1"), b"# a\n# \xe9\n").unwrap();
+        fs::write(
+            machine_path(&dirs.config, "large"),
+            vec![b'#'; (1 << 20) + 1],
+        )
+        .unwrap();
+        symlink("/nonexistent", machine_path(&dirs.config, "dangling")).unwrap();
+        nix::unistd::mkfifo(
+            &machine_path(&dirs.config, "fifo"),
+            nix::sys::stat::Mode::S_IRUSR,
+        )
+        .unwrap();
+        fs::write(dirs.config.join("machines/a b.toml"), FULL).unwrap();
+        fs::write(dirs.config.join("machines/.web.toml"), "x").unwrap();
+        fs::write(dirs.config.join("machines/web.toml~"), "x").unwrap();
+        let snapshot = dirs.files.read();
+        assert_eq!(
+            dirs.problems(&snapshot),
+            [
+                "etc:a b.toml: \"a b\" is not a machine name: it has ' '; rename the file: use \
+                 letters, digits, `-`, `_` and `.`, 64 at most",
+                "etc:dangling.toml: cannot be read: No such file or directory (os error 2); see \
+                 that it is a file that root can read",
+                "etc:dir.toml: is not a regular file; replace it by a file, or remove it",
+                "etc:fifo.toml: is not a regular file; replace it by a file, or remove it",
+                "etc:large.toml: is larger than 1048576 bytes; declare shorter prefixes instead \
+                 of many addresses",
+                "etc:latin1.toml:2: is not UTF-8 text; save the file as UTF-8",
+            ]
+        );
+        assert_eq!(
+            snapshot.declarations.keys().collect::<Vec<_>>(),
+            ["ok"],
+            "the others are used"
+        );
+    }
+
+    #[test]
+    fn file_that_becomes_bad_keeps_last_good_and_gone_file_withdraws() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", FULL);
+        let good = dirs.files.read().declarations;
+        dirs.config("web", "addresses = [");
+        for _ in 0..2 {
+            let snapshot = dirs.files.read();
+            assert_eq!(snapshot.declarations, good);
+            assert_eq!(snapshot.problems.len(), 1);
+        }
+        fs::remove_file(machine_path(&dirs.config, "web")).unwrap();
+        assert_eq!(dirs.files.read(), Snapshot::default());
+    }
+
+    #[test]
+    fn bad_file_of_higher_rank_does_not_uncover_the_lower() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", FULL);
+        dirs.run("web", "addresses = [\"203.0.113.300\"]");
+        let snapshot = dirs.files.read();
+        assert!(snapshot.declarations.is_empty());
+        assert_eq!(snapshot.keeps("web").unwrap().0, SourceKind::Run);
+    }
+
+    #[test]
+    fn folder_that_cannot_be_listed_loses_nothing() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", FULL);
+        let good = dirs.files.read().declarations;
+        fs::remove_dir_all(dirs.config.join(FOLDER)).unwrap();
+        fs::write(dirs.config.join(FOLDER), "").unwrap();
+        let snapshot = dirs.files.read();
+        assert_eq!(snapshot.declarations, good);
+        assert!(snapshot.keeps("other").is_some());
+        assert_eq!(snapshot.problems.len(), 1);
+    }
+
+    #[test]
+    fn written_declaration_is_read_back() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", FULL);
+        let mut web = dirs.files.read().declarations["web"].clone();
+        fs::remove_file(machine_path(&dirs.config, "web")).unwrap();
+        fs::remove_dir_all(&dirs.run).unwrap();
+        let path = write_machine(&dirs.run, &web).unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "interface = \"ve-web\"\naddresses = [\n    \"203.0.113.2\",\n    \
+             \"2001:db8:1::/64\",\n]\ntenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n"
+        );
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
+        web.source = SourceKind::Run;
+        web.path = path;
+        assert_eq!(dirs.files.read().declarations["web"], web);
+        assert_eq!(fs::read_dir(dirs.run.join(FOLDER)).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn remove_names_the_file_to_edit() {
+        let dirs = Dirs::new();
+        dirs.config("web", FULL);
+        dirs.run("web", FULL);
+        let configured = machine_path(&dirs.config, "web");
+        assert_eq!(
+            remove_machine(&dirs.run, &dirs.config, "web").unwrap(),
+            Removed::StillDeclared(configured.clone())
+        );
+        let error = remove_machine(&dirs.run, &dirs.config, "web").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&configured.display().to_string())
+        );
+        let error = remove_machine(&dirs.run, &dirs.config, "nobody").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("no machine nobody is declared")
+        );
+        dirs.run("db", FULL);
+        assert_eq!(
+            remove_machine(&dirs.run, &dirs.config, "db").unwrap(),
+            Removed::Withdrawn
+        );
+    }
+}

@@ -1,0 +1,239 @@
+//! Small programs of "other people", assembled by hand and loaded with bpf(2), so that
+//! the lab needs no compiler and shares no code with what it tests.
+
+use std::{
+    ffi::CString,
+    io::Error,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::ns::Ns;
+
+// Numbers of include/uapi/linux/bpf.h.
+const MAP_CREATE: i32 = 0;
+const MAP_LOOKUP_ELEM: i32 = 1;
+const PROG_LOAD: i32 = 5;
+const OBJ_PIN: i32 = 6;
+const PROG_QUERY: i32 = 16;
+const LINK_CREATE: i32 = 28;
+const MAP_TYPE_ARRAY: u32 = 2;
+
+/// What a program is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// clsact or tcx; lets the next program decide (`TCX_NEXT`, `TC_ACT_UNSPEC`).
+    Tc,
+    /// XDP; passes (`XDP_PASS`).
+    Xdp,
+}
+
+/// Which way a program sees packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Towards the stack.
+    Ingress,
+    /// Out of the interface.
+    Egress,
+}
+
+impl Direction {
+    /// `BPF_TCX_INGRESS` or `BPF_TCX_EGRESS`.
+    const fn tcx(self) -> u32 {
+        match self {
+            Direction::Ingress => 46,
+            Direction::Egress => 47,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        }
+    }
+}
+
+/// A program that counts packets and has no opinion about them.
+pub struct Counter {
+    map: OwnedFd,
+    program: OwnedFd,
+}
+
+impl Counter {
+    /// Loads it.
+    pub fn load(kind: Kind) -> Result<Self> {
+        let map = descriptor(
+            MAP_CREATE,
+            &mut attribute(&[(0, MAP_TYPE_ARRAY), (4, 4), (8, 8), (12, 1)], &[]),
+        )
+        .context("cannot create a map")?;
+        let (program_type, verdict) = match kind {
+            Kind::Tc => (3, -1),
+            Kind::Xdp => (6, 2),
+        };
+        let code = [
+            instruction(0x62, 10, 0, -4, 0),             // *(u32 *)(r10 - 4) = 0
+            instruction(0xbf, 2, 10, 0, 0),              // r2 = r10
+            instruction(0x07, 2, 0, 0, -4),              // r2 += -4
+            instruction(0x18, 1, 1, 0, map.as_raw_fd()), // r1 = map
+            instruction(0x00, 0, 0, 0, 0),
+            instruction(0x85, 0, 0, 0, 1), // r0 = bpf_map_lookup_elem(r1, r2)
+            instruction(0x15, 0, 0, 2, 0), // if r0 == 0 skip 2
+            instruction(0xb7, 1, 0, 0, 1), // r1 = 1
+            instruction(0xdb, 0, 1, 0, 0), // lock *(u64 *)r0 += r1
+            instruction(0xb7, 0, 0, 0, verdict), // r0 = verdict
+            instruction(0x95, 0, 0, 0, 0), // exit
+        ];
+        let licence = c"GPL";
+        let program = descriptor(
+            PROG_LOAD,
+            &mut attribute(
+                &[(0, program_type), (4, code.len().try_into()?)],
+                &[(8, code.as_ptr() as u64), (16, licence.as_ptr() as u64)],
+            ),
+        )
+        .context("cannot load a program")?;
+        Ok(Counter { map, program })
+    }
+
+    /// Attaches by tcx, until the returned link is dropped.
+    pub fn tcx(&self, ns: &Ns, interface: &str, direction: Direction) -> Result<OwnedFd> {
+        let fields = [
+            (0, self.program.as_raw_fd().cast_unsigned()),
+            (4, ns.ifindex(interface)?),
+            (8, direction.tcx()),
+        ];
+        ns.enter(|| {
+            descriptor(LINK_CREATE, &mut attribute(&fields, &[]))
+                .with_context(|| format!("cannot attach to {interface} by tcx"))
+        })
+    }
+
+    /// Attaches by clsact, making the qdisc if there is none. Needs a place to pin to.
+    pub fn clsact(&self, ns: &Ns, interface: &str, direction: Direction, pin: &Path) -> Result<()> {
+        self.pin(pin)?;
+        if !ns
+            .run(&format!("tc qdisc show dev {interface}"))?
+            .contains("clsact")
+        {
+            ns.run(&format!("tc qdisc add dev {interface} clsact"))?;
+        }
+        ns.run(&format!(
+            "tc filter add dev {interface} {} pref 7 handle 7 bpf da object-pinned {}",
+            direction.word(),
+            pin.display()
+        ))?;
+        Ok(())
+    }
+
+    /// Attaches as the interface's XDP program. Needs a place to pin to.
+    pub fn xdp(&self, ns: &Ns, interface: &str, pin: &Path) -> Result<()> {
+        self.pin(pin)?;
+        ns.run(&format!(
+            "ip link set dev {interface} xdpdrv pinned {}",
+            pin.display()
+        ))?;
+        Ok(())
+    }
+
+    /// How many packets it saw so far.
+    pub fn count(&self) -> Result<u64> {
+        let (key, mut value) = (0_u32, 0_u64);
+        let mut attribute = attribute(
+            &[(0, self.map.as_raw_fd().cast_unsigned())],
+            &[(8, (&raw const key) as u64), (16, (&raw mut value) as u64)],
+        );
+        call(MAP_LOOKUP_ELEM, &mut attribute).context("cannot read a counter")?;
+        Ok(value)
+    }
+
+    fn pin(&self, path: &Path) -> Result<()> {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let mut attribute = attribute(
+            &[(8, self.program.as_raw_fd().cast_unsigned())],
+            &[(0, name.as_ptr() as u64)],
+        );
+        call(OBJ_PIN, &mut attribute).with_context(|| format!("cannot pin {}", path.display()))?;
+        Ok(())
+    }
+}
+
+/// Ids of the programs attached to an interface by tcx, in order; empty where the
+/// kernel has no tcx (before 6.6).
+pub fn tcx_programs(ns: &Ns, interface: &str, direction: Direction) -> Result<Vec<u32>> {
+    let ifindex = ns.ifindex(interface)?;
+    ns.enter(|| {
+        let mut ids = [0_u32; 64];
+        let mut attribute = attribute(
+            &[
+                (0, ifindex),
+                (4, direction.tcx()),
+                (24, ids.len().try_into()?),
+            ],
+            &[(16, ids.as_mut_ptr() as u64)],
+        );
+        match call(PROG_QUERY, &mut attribute) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+            Err(error) => return Err(error).context("cannot list tcx programs"),
+        }
+        let count =
+            u32::from_ne_bytes([attribute[24], attribute[25], attribute[26], attribute[27]]);
+        Ok(ids[..count as usize].to_vec())
+    })
+}
+
+/// Makes XDP_TX towards this interface arrive: the peer of a veth drops such frames
+/// unless it has an XDP program (or NAPI) itself.
+pub fn accept_xdp(ns: &Ns, interface: &str, pin: &Path) -> Result<Counter> {
+    let pass = Counter::load(Kind::Xdp)?;
+    pass.xdp(ns, interface, pin)?;
+    Ok(pass)
+}
+
+fn instruction(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> [u8; 8] {
+    let [o0, o1] = offset.to_ne_bytes();
+    let [i0, i1, i2, i3] = immediate.to_ne_bytes();
+    [code, src << 4 | dst, o0, o1, i0, i1, i2, i3]
+}
+
+/// A `union bpf_attr` with these values at these offsets.
+fn attribute(words: &[(usize, u32)], longs: &[(usize, u64)]) -> [u8; 128] {
+    let mut bytes = [0; 128];
+    for (offset, value) in words {
+        bytes[*offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+    for (offset, value) in longs {
+        bytes[*offset..offset + 8].copy_from_slice(&value.to_ne_bytes());
+    }
+    bytes
+}
+
+fn descriptor(command: i32, attribute: &mut [u8; 128]) -> Result<OwnedFd, Error> {
+    let fd = call(command, attribute)?;
+    // SAFETY: the command returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn call(command: i32, attribute: &mut [u8; 128]) -> Result<i32, Error> {
+    // SAFETY: the attribute is as long as said; pointers in it lead to live buffers of
+    // the callers, large enough for what the command reads and writes.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attribute.as_mut_ptr(),
+            attribute.len(),
+        )
+    };
+    match result {
+        -1 => Err(Error::last_os_error()),
+        result => Ok(result.try_into().unwrap_or_default()),
+    }
+}

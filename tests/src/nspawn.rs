@@ -1,0 +1,456 @@
+//! A systemd host in a box, with real nspawn machines in it.
+//!
+//! The box is a debootstrapped Debian, booted by systemd-nspawn from a cached folder
+//! that stays as it is: what the box writes goes to memory. It may set nothing of the
+//! machine's own: all of /proc/sys but its own network is read-only to it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::{
+    cmd::{Cmd, Output, Process},
+    lab::{DELEGATED, GATEWAY4, GATEWAY6, HOST0, HOST4, HOST6, LAN, UPLINK, binary, outside},
+    ns::{Ns, require_root},
+    wait_until,
+    workdir::Workdir,
+};
+
+/// Goes up when [`make_root`] makes something else, so that cached boxes are made anew.
+const RECIPE: u32 = 1;
+
+/// What the box needs besides debootstrap's minimum.
+const PACKAGES: &[&str] = &[
+    "systemd",
+    "systemd-sysv",
+    "systemd-container",
+    "dbus",
+    "iproute2",
+    "iputils-ping",
+    "busybox-static",
+];
+
+const BOOT: Duration = Duration::from_secs(60);
+
+/// A running systemd host. Stopped, with its machines, when the value is dropped.
+pub struct SystemdHost {
+    /// The outside, as in a [`crate::Lab`].
+    pub net: Ns,
+    /// The box's network namespace.
+    pub host: Ns,
+    leader: u32,
+    process: Option<Process>,
+    machines: PathBuf,
+    cgroups: Vec<PathBuf>,
+    _dir: Workdir,
+}
+
+impl SystemdHost {
+    /// Boots the box; makes it first, once, which takes a minute or two.
+    pub fn boot() -> Result<Self> {
+        require_root()?;
+        let cached = cached()?;
+        let program = binary()?;
+        let dir = Workdir::new()?;
+        let machines = dir.folder("machines")?;
+        let net = Ns::new("net")?;
+        let cgroups = payload_cgroups();
+        let mut process = net
+            .cmd("systemd-nspawn")
+            // The box's settings are its network's; nothing else can be written.
+            .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
+            .args(["--quiet", "--boot", "--register=no", "--keep-unit"])
+            .args(["--volatile=overlay", "--private-users=no"])
+            .args(["--capability=all", "--system-call-filter=bpf"])
+            .arg(format!("--machine=netspawn-box-{}", std::process::id()))
+            .arg(format!("--network-veth-extra={LAN}:{UPLINK}"))
+            .arg(format!("--directory={}", cached.join("root").display()))
+            .arg(format!("--bind-ro={}:/tiny", cached.join("tiny").display()))
+            .arg(format!("--bind-ro={}:/machines", machines.display()))
+            .arg(format!(
+                "--bind-ro={}:/usr/local/bin/netspawn-xdp",
+                program.display()
+            ))
+            .start()?;
+        let leader = leader(&mut process)?;
+        let entry = PathBuf::from(format!("/proc/{leader}/ns/net"));
+        let mut booted = SystemdHost {
+            host: Ns::open("host", &entry)?,
+            net,
+            leader,
+            process: Some(process),
+            machines,
+            cgroups,
+            _dir: dir,
+        };
+        booted.wait_running()?;
+        booted.configure()?;
+        Ok(booted)
+    }
+
+    fn wait_running(&mut self) -> Result<()> {
+        let mut state = String::new();
+        let running = wait_until(BOOT, || {
+            let output = self.cmd("systemctl").arg("is-system-running").output();
+            state = output.map_or_else(|error| error.to_string(), |output| output.stdout);
+            // What fails in a box (a getty, a remount) is not what is tested.
+            ["running", "degraded"].contains(&state.trim())
+        });
+        if !running {
+            let log = self
+                .process
+                .as_ref()
+                .map_or(String::new(), |process| process.out() + &process.err());
+            bail!("the box did not boot within {BOOT:?}, it is `{state}`\n{log}");
+        }
+        Ok(())
+    }
+
+    /// The bpf file system, the uplink, and a host that leaves its ports alone.
+    fn configure(&self) -> Result<()> {
+        self.shell(&format!(
+            "set -e
+            mount -o remount,rw /sys
+            mkdir -p /sys/fs/bpf
+            mount -t bpf bpf /sys/fs/bpf
+            # Read-only, or networkd waits for an udev that is not there.
+            mount -o remount,ro /sys
+            mkdir -p /etc/systemd/network
+            cat > /etc/systemd/network/10-uplink.network <<END
+[Match]
+Name={UPLINK}
+[Network]
+Address={HOST4}/24
+Address={HOST6}/64
+Gateway={GATEWAY4}
+Gateway={GATEWAY6}
+IPv6AcceptRA=no
+END
+            # Instead of systemd's own for ve-*, which serves DHCP and masquerades.
+            cat > /etc/systemd/network/10-ports.network <<END
+[Match]
+Kind=veth
+Name=ve-*
+[Network]
+LinkLocalAddressing=ipv6
+IPv6AcceptRA=no
+END
+            systemctl start systemd-networkd systemd-machined"
+        ))?;
+        outside(&self.net)?;
+        self.net
+            .run(&format!("ip -6 route add {DELEGATED} dev {LAN}"))?;
+        self.net.settled(LAN)?;
+        let uplink = format!("ip -6 addr show dev {UPLINK} scope global -tentative");
+        let ready = wait_until(Duration::from_secs(20), || {
+            self.host
+                .run(&uplink)
+                .is_ok_and(|text| text.contains(&HOST6.to_string()))
+        });
+        ensure!(ready, "networkd in the box did not configure {UPLINK}");
+        Ok(())
+    }
+
+    /// A command inside the box, in all of its namespaces.
+    pub fn cmd(&self, program: &str) -> Cmd {
+        self.net
+            .cmd("nsenter")
+            .args(["--target", &self.leader.to_string()])
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
+            .args(["--", program])
+    }
+
+    /// Runs a shell script inside the box and returns what it printed.
+    pub fn shell(&self, script: &str) -> Result<String> {
+        self.cmd("sh").args(["-c", script]).text()
+    }
+
+    /// Runs a command line split at white space inside the box.
+    pub fn run(&self, line: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("an empty command line")?;
+        self.cmd(program).args(words).text()
+    }
+
+    /// Runs `netspawn-xdp` inside the box, whatever comes of it.
+    pub fn xdp(&self, words: &str) -> Result<Output> {
+        self.cmd("netspawn-xdp")
+            .args(words.split_whitespace())
+            .output()
+    }
+
+    /// Starts `netspawn-xdp attach` as a service that tells systemd when it is ready.
+    pub fn attach(&self, words: &str) -> Result<()> {
+        self.cmd("systemd-run")
+            .args(["--quiet", "--unit=netspawn", "--property=Type=notify"])
+            .args(["netspawn-xdp", "attach"])
+            .args(words.split_whitespace())
+            .text()
+            .map(drop)
+            .with_context(|| {
+                self.run("journalctl --unit=netspawn --no-pager --output=cat")
+                    .unwrap_or_default()
+            })
+    }
+
+    /// Declares a machine in `RUNDIR/machines`.
+    pub fn declare(&self, name: &str, addresses: &[&str]) -> Result<()> {
+        self.cmd("sh")
+            .args([
+                "-c",
+                "mkdir -p /run/netspawn/machines && cat > /run/netspawn/machines/$0.toml",
+                name,
+            ])
+            .input(format!("addresses = {addresses:?}\n"))
+            .text()
+            .map(drop)
+    }
+
+    /// Starts a machine as a service, configures these addresses in it, and serves
+    /// `hello from NAME` by HTTP on port 80. It is registered with machined on return.
+    pub fn start_machine(&self, name: &str, addresses: &[&str]) -> Result<()> {
+        let mut script = format!("ip link set {HOST0} up\n");
+        for address in addresses {
+            let v6 = address.contains(':');
+            script += &match (address.contains('/'), v6) {
+                (true, _) => format!("ip route add local {address} dev lo\n"),
+                (false, true) => format!("ip addr add {address}/128 dev {HOST0}\n"),
+                (false, false) => format!("ip addr add {address}/32 dev {HOST0}\n"),
+            };
+        }
+        script += &format!(
+            "ip route add default via 169.254.1.1 dev {HOST0} onlink
+            ip -6 route add default via fe80::1 dev {HOST0}
+            echo hello from {name} > /tmp/index.html
+            exec httpd -f -p 80 -h /tmp\n"
+        );
+        fs::write(self.machines.join(name), script)?;
+        self.cmd("systemd-run")
+            .args([
+                "--quiet",
+                "--slice=machine.slice",
+                "--property=Delegate=yes",
+            ])
+            .arg(format!("--unit=machine-{name}"))
+            .args(["systemd-nspawn", "--quiet", "--keep-unit", "--read-only"])
+            .args(["--timezone=off", "--resolv-conf=off", "--link-journal=no"])
+            .args(["--network-veth", "--directory=/tiny", "--as-pid2"])
+            .args(["--bind-ro=/machines:/mnt", "--machine", name])
+            .args(["/bin/sh", &format!("/mnt/{name}")])
+            .text()?;
+        let registered = wait_until(Duration::from_secs(20), || {
+            self.run(&format!("machinectl show {name} --property=State"))
+                .is_ok_and(|text| text.contains("running"))
+        });
+        if !registered {
+            bail!(
+                "machine {name} did not start\n{}",
+                self.run(&format!("journalctl --unit=machine-{name} --no-pager"))?
+            );
+        }
+        Ok(())
+    }
+
+    /// Stops a machine.
+    pub fn stop_machine(&self, name: &str) -> Result<()> {
+        self.run(&format!("machinectl terminate {name}")).map(drop)
+    }
+}
+
+impl Drop for SystemdHost {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take()
+            && process.running()
+        {
+            // systemd's signal for an orderly power-off; whatever is left is then killed.
+            let pid = self.leader.to_string();
+            let _ = Command::new("kill").args(["-s", "RTMIN+4", &pid]).status();
+            if !matches!(process.wait(Duration::from_secs(20)), Ok(Some(_))) {
+                let _ = process.end(Signal::SIGKILL, Duration::from_secs(5));
+            }
+        }
+        for cgroup in &self.cgroups {
+            remove_cgroup(cgroup);
+        }
+    }
+}
+
+/// The box's first process, seen from here.
+fn leader(process: &mut Process) -> Result<u32> {
+    let deadline = Instant::now() + BOOT;
+    while Instant::now() < deadline {
+        if !process.running() {
+            bail!(
+                "systemd-nspawn ended early\n{}{}",
+                process.out(),
+                process.err()
+            );
+        }
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            let field = |wanted: &str| {
+                status
+                    .lines()
+                    .find_map(|line| line.strip_prefix(wanted))
+                    .map(str::trim)
+            };
+            let child = field("PPid:") == Some(&process.id().to_string());
+            if child && field("NSpid:").is_some_and(|ids| ids.ends_with("\t1")) {
+                return Ok(pid);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bail!("systemd-nspawn started nothing within {BOOT:?}");
+}
+
+/// Where systemd-nspawn will put the box's processes and leave an empty group behind.
+/// Groups that exist already are somebody else's.
+fn payload_cgroups() -> Vec<PathBuf> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut groups = Vec::new();
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let roots = match controllers {
+            "" => vec!["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
+            "name=systemd" => vec!["/sys/fs/cgroup/systemd"],
+            _ => continue,
+        };
+        for root in roots {
+            let parent = Path::new(root).join(path.trim_start_matches('/'));
+            let group = parent.join("payload");
+            if parent.join("cgroup.procs").exists() && !group.exists() {
+                groups.push(group);
+            }
+        }
+    }
+    groups
+}
+
+fn remove_cgroup(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    // The kernel refuses while a process is in it.
+    let _ = fs::remove_dir(group);
+}
+
+/// The cached box, made if there is none: folders `root` and `tiny`.
+fn cached() -> Result<PathBuf> {
+    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
+        Some(path) => PathBuf::from(path),
+        None => std::env::home_dir()
+            .context("no home folder is known: set HOME or XDG_CACHE_HOME")?
+            .join(".cache"),
+    }
+    .join("netspawn-xdp");
+    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    // The box runs programs built here, so it is of this machine's release.
+    let suite = codename()?;
+    let path = cache.join(format!("box-{suite}-{RECIPE}"));
+    // One maker at a time; the others find it made.
+    let lock = File::create(cache.join("box.lock"))?;
+    lock.lock()?;
+    if path.exists() {
+        return Ok(path);
+    }
+    let draft = cache.join("box.draft");
+    if draft.exists() {
+        fs::remove_dir_all(&draft)?;
+    }
+    fs::create_dir(&draft)?;
+    eprintln!("making the systemd host in a box, once; this takes a minute or two");
+    make_root(&draft.join("root"), &suite)?;
+    make_tiny(&draft.join("tiny"), &draft.join("root/bin/busybox"))?;
+    fs::rename(&draft, &path)?;
+    Ok(path)
+}
+
+fn make_root(root: &Path, suite: &str) -> Result<()> {
+    let log = root.with_extension("log");
+    let words = OpenOptions::new().create(true).append(true).open(&log)?;
+    let status = Command::new("debootstrap")
+        .arg("--variant=minbase")
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(suite)
+        .arg(root)
+        .args(mirror(suite))
+        .stdout(words.try_clone()?)
+        .stderr(words)
+        .status()
+        .context("cannot start debootstrap: `cargo xtask setup` installs it")?;
+    if !status.success() {
+        let text = fs::read_to_string(&log)?;
+        let tail: Vec<_> = text.lines().rev().take(5).collect();
+        bail!(
+            "debootstrap failed; the last of {} in reverse order:\n{}",
+            log.display(),
+            tail.join("\n")
+        );
+    }
+    fs::remove_dir_all(root.join("var/cache/apt/archives"))?;
+    fs::create_dir_all(root.join("tiny"))?;
+    fs::create_dir_all(root.join("machines"))?;
+    fs::write(root.join("usr/local/bin/netspawn-xdp"), "")?;
+    Ok(())
+}
+
+/// A machine's root: busybox and nothing else.
+fn make_tiny(tiny: &Path, busybox: &Path) -> Result<()> {
+    for folder in [
+        "bin", "etc", "usr/lib", "proc", "sys", "dev", "run", "tmp", "var", "root", "mnt",
+    ] {
+        fs::create_dir_all(tiny.join(folder))?;
+    }
+    fs::copy(busybox, tiny.join("bin/busybox"))?;
+    for applet in ["sh", "ip", "ping", "httpd", "cat", "ls", "sleep", "wget"] {
+        symlink("busybox", tiny.join("bin").join(applet))?;
+    }
+    for file in ["etc/os-release", "usr/lib/os-release"] {
+        fs::write(tiny.join(file), "ID=tiny\n")?;
+    }
+    Ok(())
+}
+
+fn codename() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("this machine has no os-release")?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .map(|name| name.trim_matches('"').to_owned())
+        .context("/etc/os-release names no VERSION_CODENAME: the box needs a Debian release")
+}
+
+/// The mirror that apt uses for that suite; debootstrap's own choice otherwise.
+fn mirror(suite: &str) -> Option<String> {
+    let output = Command::new("apt-get")
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(CODENAME) $(COMPONENT)",
+        ])
+        .arg("Created-By: Packages")
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| {
+            line.strip_suffix(&format!(" {suite} main"))
+                .map(str::to_owned)
+        })
+}

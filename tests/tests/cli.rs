@@ -1,0 +1,318 @@
+//! The command line as users and scripts meet it: help, errors, exit codes, and what goes to
+//! stdout and stderr. Nothing is attached in these tests.
+//!
+//! Texts are kept in `snapshots/`; after a change that is meant, `INSTA_UPDATE=always` writes
+//! them anew.
+
+use std::{fs, path::Path, process::Command};
+
+use insta::{assert_snapshot, with_settings};
+use netspawn_tests::binary;
+
+/// Folders of one test, for `--config-dir`, `--run-dir`, `--bpf-dir`.
+struct Dirs(tempfile::TempDir);
+
+impl Dirs {
+    fn new() -> Self {
+        let dirs = Dirs(tempfile::tempdir().unwrap());
+        for dir in ["etc/machines", "run", "bpf"] {
+            fs::create_dir_all(dirs.0.path().join(dir)).unwrap();
+        }
+        dirs
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        fs::write(self.path().join(path), text).unwrap();
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(binary().unwrap());
+        command.args(line.split_whitespace());
+        for dir in ["config", "run", "bpf"] {
+            let folder = if dir == "config" { "etc" } else { dir };
+            command.arg(format!("--{dir}-dir"));
+            command.arg(self.path().join(folder));
+        }
+        command
+    }
+
+    /// Exit code, stdout and stderr of a command line, without what differs from run to run.
+    fn run(&self, line: &str) -> String {
+        report(&mut self.command(line)).replace(&self.path().display().to_string(), "[DIR]")
+    }
+}
+
+fn report(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let mut text = format!("exit code: {}\n", output.status.code().unwrap());
+    for (name, bytes) in [("stdout", output.stdout), ("stderr", output.stderr)] {
+        let stream = String::from_utf8(bytes).unwrap();
+        if !stream.is_empty() {
+            text += &format!("----- {name} -----\n{stream}");
+        }
+    }
+    text
+}
+
+/// Exit code and output of command lines that need no folders.
+fn bare(lines: &[&str]) -> String {
+    let mut all = String::new();
+    for line in lines {
+        let mut command = Command::new(binary().unwrap());
+        command.args(line.split_whitespace());
+        all += &format!("$ netspawn-xdp {line}\n{}\n", report(&mut command));
+    }
+    all
+}
+
+/// Compares with a file in `snapshots/`.
+fn kept(name: &str, text: &str) {
+    with_settings!({ omit_expression => true }, {
+        assert_snapshot!(name, text);
+    });
+}
+
+#[test]
+fn help_is_for_people() {
+    kept("help", &bare(&["--help"]));
+    kept("help_short", &bare(&["-h"]));
+    for command in [
+        "attach",
+        "detach",
+        "add",
+        "remove",
+        "list",
+        "status",
+        "counters",
+        "completions",
+    ] {
+        assert_snapshot!(format!("help_{command}"), bare(&[&format!("{command} -h")]));
+    }
+}
+
+#[test]
+fn senseless_command_lines_are_usage_errors() {
+    kept(
+        "usage",
+        &bare(&[
+            "",
+            "atach eth0",
+            "attach eth0 --mode xpd",
+            "attach eth0 --source file",
+            "attach eth0 --max-machines 0",
+            "attach eth0 --metrics 127.0.0.1:9000",
+            "attach e/th0",
+            "add web --address 203.0.113.2",
+            "add web --interface ve-web",
+            "add web --interface ve-web --address 203.0.113",
+            "add web --interface ve-web --address 203.0.113.2/24",
+            "add web --interface ve-web --address 2001:db8::1/129",
+            "add web --interface ve-web --address 127.0.0.1",
+            "add web --interface ve-web --address 0.0.0.0/0",
+            "add we/b --interface ve-web --address 203.0.113.2",
+            "add web --interface ve-web --address 203.0.113.2 --mac 01:00:5e:00:00:01",
+            "add web --interface ve-web --address 203.0.113.2 --vlan 4095",
+            "add web --interface ve-web --address 203.0.113.2 --tenant=",
+            "remove",
+            "list eth0",
+            "completions nosh",
+        ]),
+    );
+}
+
+#[test]
+fn version_is_on_stdout() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        bare(&["--version"]),
+        format!(
+            "$ netspawn-xdp --version\nexit code: 0\n----- stdout -----\nnetspawn-xdp {version}\n\n"
+        )
+    );
+}
+
+#[test]
+fn attach_without_uplink_is_a_usage_error() {
+    assert_snapshot!(Dirs::new().run("attach"), @"
+    exit code: 2
+    ----- stderr -----
+    netspawn-xdp: no uplink is given; name the interface that faces the network, for instance `netspawn-xdp attach eth0`
+    ");
+    assert_snapshot!(Dirs::new().run("attach eth0 eth0"), @"
+    exit code: 2
+    ----- stderr -----
+    netspawn-xdp: uplink eth0 is given twice; name it once
+    ");
+}
+
+#[test]
+fn bad_configuration_is_told_line_by_line() {
+    let dirs = Dirs::new();
+    dirs.write(
+        "etc/netspawn.toml",
+        "[attach]\nmodes = \"tc\"\nmax-machines = -1\n[polciy]\n",
+    );
+    assert_snapshot!(dirs.run("attach eth0"), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: [DIR]/etc/netspawn.toml:2: attach.modes: unknown key; did you mean `mode`?
+    netspawn-xdp: [DIR]/etc/netspawn.toml:3: attach.max-machines: -1 is out of range; write a number from 1 to 16777216
+    netspawn-xdp: [DIR]/etc/netspawn.toml:4: polciy: unknown key; did you mean `policy`?
+    ");
+}
+
+#[test]
+fn machine_can_be_added_listed_and_removed_without_an_uplink() {
+    let dirs = Dirs::new();
+    assert_snapshot!(
+        dirs.run("add web --interface ve-none --address 203.0.113.2 2001:db8:1::/64 --tenant acme"),
+        @"
+    exit code: 0
+    ----- stderr -----
+     INFO web is declared; it is served once an uplink is attached
+    "
+    );
+    assert_snapshot!(
+        fs::read_to_string(dirs.path().join("run/machines/web.toml")).unwrap(),
+        @r#"
+    interface = "ve-none"
+    addresses = [
+        "203.0.113.2",
+        "2001:db8:1::/64",
+    ]
+    tenant = "acme"
+    "#
+    );
+    assert_snapshot!(dirs.run("list"), @"
+    exit code: 0
+    ----- stdout -----
+    NAME  STATE    INTERFACE  MAC  ADDRESSES                       TENANT  RX  TX  DROPS
+    web   waiting  ve-none    -    203.0.113.2/32 2001:db8:1::/64  acme    -   -   0
+    ----- stderr -----
+     WARN no uplink is attached, so no machine is served; see `attach --help`
+    ");
+    assert_snapshot!(dirs.run("remove web"), @"exit code: 0");
+    assert_snapshot!(dirs.run("remove web"), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: no machine web is declared: there is neither [DIR]/run/machines/web.toml nor [DIR]/etc/machines/web.toml; `netspawn-xdp list` shows those that are
+    ");
+}
+
+#[test]
+fn bad_file_is_named_and_the_others_are_listed() {
+    let dirs = Dirs::new();
+    dirs.write("etc/machines/db.toml", "addresses = [\"203.0.113.3\"]\n");
+    dirs.write(
+        "etc/machines/web.toml",
+        "# The web\naddreses = [\"203.0.113.2\"]\n",
+    );
+    assert_snapshot!(dirs.run("list --json"), @r#"
+    exit code: 0
+    ----- stdout -----
+    [
+      {
+        "name": "db",
+        "source": "config",
+        "interface": null,
+        "ifindex": null,
+        "mac": null,
+        "addresses": [
+          "203.0.113.3/32"
+        ],
+        "tenant": null,
+        "state": "waiting",
+        "rx_packets": null,
+        "rx_bytes": null,
+        "tx_packets": null,
+        "tx_bytes": null,
+        "drops": {},
+        "conflicts": []
+      }
+    ]
+    ----- stderr -----
+     WARN [DIR]/etc/machines/web.toml:2: addreses: unknown key; did you mean `addresses`?
+     WARN no uplink is attached, so no machine is served; see `attach --help`
+    "#);
+}
+
+#[test]
+fn remove_of_a_configured_machine_names_the_file() {
+    let dirs = Dirs::new();
+    dirs.write("etc/machines/db.toml", "addresses = [\"203.0.113.3\"]\n");
+    assert_snapshot!(dirs.run("remove db"), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: machine db is declared by [DIR]/etc/machines/db.toml, which `remove` leaves alone; delete or edit that file
+    ");
+    dirs.run("add db --interface ve-none --address 203.0.113.4");
+    assert_snapshot!(dirs.run("remove db"), @"
+    exit code: 3
+    ----- stderr -----
+    netspawn-xdp: machine db is still declared by [DIR]/etc/machines/db.toml; delete or edit that file
+    ");
+}
+
+#[test]
+fn status_and_counters_without_an_uplink_are_empty() {
+    let dirs = Dirs::new();
+    assert_snapshot!(dirs.run("status"), @"
+    exit code: 0
+    ----- stdout -----
+    uplink    none
+    machines  0 up, 0 waiting, 0 down, 0 in conflict
+    prefixes  0
+    agent     none
+    ");
+    assert_snapshot!(dirs.run("counters"), @"
+    exit code: 0
+    ----- stdout -----
+    no frames yet
+    ");
+}
+
+#[test]
+fn logs_can_be_json() {
+    let output = Dirs::new()
+        .command("list --log-format json")
+        .output()
+        .unwrap();
+    let line: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(line["level"], "WARN");
+    assert!(line["message"].as_str().unwrap().starts_with("no uplink"));
+
+    let output = Dirs::new()
+        .command("attach --log-format json")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let line: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(line["level"], "ERROR");
+}
+
+#[test]
+fn completions_are_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let report = bare(&[&format!("completions {shell}")]);
+        assert!(report.contains("exit code: 0"), "{report}");
+        assert!(report.contains("max-machines"), "{shell}");
+    }
+}
+
+#[test]
+fn closed_stdout_is_no_failure() {
+    let dirs = Dirs::new();
+    let program = binary().unwrap();
+    let status = Command::new("sh")
+        .arg("-c")
+        .arg(r#"{ "$0" completions zsh; echo "code $?" >&2; } | true"#)
+        .arg(&program)
+        .current_dir(dirs.path())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(status.stderr).unwrap(), "code 0\n");
+}

@@ -1,0 +1,137 @@
+//! Real nspawn machines under a real systemd, reached from outside their host.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, TcpStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use netspawn_tests::{DELEGATED, GATEWAY4, HOST4, STALL, SystemdHost, ping, wait_ping};
+use serde_json::Value;
+
+const WEB: [&str; 3] = ["203.0.113.2", "2001:db8::2", DELEGATED];
+const DB: [&str; 2] = ["203.0.113.3", "2001:db8::3"];
+/// Until an address of a machine has passed duplicate address detection.
+const UP: Duration = Duration::from_secs(10);
+
+#[test]
+fn nspawn_machines_are_reached_from_outside() -> Result<()> {
+    let settings = machine_settings()?;
+    let system = SystemdHost::boot()?;
+    system.declare("web", &WEB)?;
+    system.declare("db", &DB)?;
+    system.start_machine("web", &WEB)?;
+    system.attach("eth0")?;
+    // This one comes up under a running agent.
+    system.start_machine("db", &DB)?;
+    reached(&system)?;
+
+    let text = system.xdp("--json list")?.success()?;
+    let list: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+    for name in ["web", "db"] {
+        let machine = list
+            .as_array()
+            .and_then(|list| list.iter().find(|machine| machine["name"] == name))
+            .with_context(|| format!("no {name} in {text}"))?;
+        assert_eq!(machine["state"], "up", "{machine}");
+        assert_eq!(machine["interface"], format!("ve-{name}"));
+    }
+
+    system.run("systemctl kill --signal=SIGKILL netspawn")?;
+    reached(&system)?;
+
+    system.xdp("detach")?.success()?;
+    let pins = system.run("ls /sys/fs/bpf")?;
+    assert_eq!(pins, "");
+    assert!(ping(&system.net, v4(WEB[0])).is_err());
+    ping(&system.net, HOST4)?;
+    drop(system);
+    assert_eq!(settings, machine_settings()?);
+    Ok(())
+}
+
+fn reached(system: &SystemdHost) -> Result<()> {
+    for address in [WEB[0], WEB[1], "2001:db8:1::77", DB[0], DB[1]] {
+        wait_ping(&system.net, address.parse::<IpAddr>()?, UP)?;
+    }
+    for (name, address) in [
+        ("web", WEB[0]),
+        ("web", WEB[1]),
+        ("db", DB[0]),
+        ("db", DB[1]),
+    ] {
+        let page = fetch(system, address.parse()?)?;
+        ensure!(
+            page.contains(&format!("hello from {name}")),
+            "{address} served {page}"
+        );
+    }
+    // From within: the gateway, the other machine, and the host.
+    let web = system.run("machinectl show web --property=Leader --value")?;
+    for address in [
+        GATEWAY4.to_string(),
+        DB[0].into(),
+        DB[1].into(),
+        HOST4.to_string(),
+    ] {
+        system.run(&format!(
+            "nsenter --target {} --net ping -n -c 1 -W 2 {address}",
+            web.trim()
+        ))?;
+    }
+    Ok(())
+}
+
+fn fetch(system: &SystemdHost, address: IpAddr) -> Result<String> {
+    system.net.enter(|| {
+        let mut stream = TcpStream::connect_timeout(&(address, 80).into(), STALL)?;
+        stream.set_read_timeout(Some(STALL))?;
+        stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page)
+    })
+}
+
+fn v4(text: &str) -> Ipv4Addr {
+    text.parse().expect("a constant of this file")
+}
+
+/// What a boot could change of the machine the test runs on.
+fn machine_settings() -> Result<BTreeMap<PathBuf, String>> {
+    let mut settings = BTreeMap::new();
+    for folder in ["fs", "kernel", "vm"] {
+        collect(&Path::new("/proc/sys").join(folder), &mut settings)?;
+    }
+    Ok(settings)
+}
+
+fn collect(folder: &Path, settings: &mut BTreeMap<PathBuf, String>) -> Result<()> {
+    // Counters rather than settings.
+    const MOVING: [&str; 8] = [
+        "ns_last_pid",
+        "random",
+        "dentry-state",
+        "file-nr",
+        "inode-nr",
+        "inode-state",
+        "aio-nr",
+        "pty",
+    ];
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if MOVING.iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        if path.is_dir() {
+            collect(&path, settings)?;
+        } else if let Ok(text) = fs::read_to_string(&path) {
+            settings.insert(path, text);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! `cargo xtask VERB`: everything done to this repository other than plain
+//! `cargo` commands, from a fresh machine to the full test run.
+
+mod bench;
+mod build;
+mod ci;
+mod demo;
+mod ebpf;
+mod lab;
+mod run;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, shows and tests netspawn-xdp.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Installs what building and testing need; steps already done are skipped
+    Setup(setup::Args),
+    /// Builds the programs of the workspace, or refreshes the prebuilt eBPF object
+    Build(build::Args),
+    /// Raises a lab, attaches, shows what happens, and takes the lab down again
+    Demo(demo::Args),
+    /// Runs the checks and every test suite, or only the suites named
+    Test(test::Args),
+    /// Runs the benchmarks
+    Bench(bench::Args),
+    /// Raises, enters or removes a lab of network namespaces
+    Lab(lab::Args),
+    /// Runs the checks alone: formatting, lints, freshness of the prebuilt object
+    Ci(ci::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup(args) => setup::run(args),
+        Verb::Build(args) => build::run(args),
+        Verb::Demo(args) => demo::run(args),
+        Verb::Test(args) => test::run(args),
+        Verb::Bench(args) => bench::run(args),
+        Verb::Lab(args) => lab::run(args),
+        Verb::Ci(args) => ci::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

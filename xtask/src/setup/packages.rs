@@ -1,0 +1,103 @@
+//! The Debian packages that building, the lab and the tests call.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run::{exists, show, step};
+
+/// Package and what it is needed for.
+const PACKAGES: &[(&str, &str)] = &[
+    ("bpftool", "tests list programs and links with it"),
+    ("debootstrap", "makes the systemd host in a box"),
+    ("ethtool", "the lab sets offloads"),
+    ("g++", "bpf-linker links LLVM, which is C++"),
+    ("iperf3", "TCP and UDP load"),
+    ("iproute2", "namespaces, links, qdiscs"),
+    ("iputils-arping", "who-has as a neighbor asks it"),
+    ("iputils-ping", "reachability"),
+    ("ndisc6", "neighbor solicitation as a neighbor sends it"),
+    ("procps", "sysctl"),
+    ("systemd-container", "systemd-nspawn and machined"),
+    ("tcpdump", "shows and records what is on the wire"),
+];
+
+/// Installs those that are missing.
+pub fn install() -> Result<()> {
+    if !exists("dpkg-query") || !exists("apt-get") {
+        bail!(
+            "this is no Debian system: install the counterparts of {} yourself, \
+             then use plain `cargo` instead of `cargo xtask setup`",
+            names(PACKAGES)
+        );
+    }
+    let missing = missing()?;
+    if missing.is_empty() {
+        step("Debian packages: ok");
+        return Ok(());
+    }
+    for (package, reason) in &missing {
+        step(format_args!("Debian package {package}: {reason}"));
+    }
+    show(apt_get()?.arg("update")).context(
+        "the package lists could not be fetched: check the network and /etc/apt/sources.list*, \
+         then run `cargo xtask setup` again",
+    )?;
+    show(
+        apt_get()?
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(missing.iter().map(|(package, _)| package)),
+    )
+    .with_context(|| {
+        format!(
+            "apt could not install {}: install them by hand, then run `cargo xtask setup` again",
+            names(&missing)
+        )
+    })
+}
+
+fn missing() -> Result<Vec<(&'static str, &'static str)>> {
+    let mut missing = Vec::new();
+    for &(package, reason) in PACKAGES {
+        // The exit code alone does not tell a removed package from an installed one.
+        let output = Command::new("dpkg-query")
+            .args(["--show", "--showformat=${db:Status-Status}", package])
+            .stderr(Stdio::null())
+            .output()
+            .context("cannot start dpkg-query")?;
+        if output.stdout != b"installed" {
+            missing.push((package, reason));
+        }
+    }
+    Ok(missing)
+}
+
+fn apt_get() -> Result<Command> {
+    let mut command = if is_root()? {
+        Command::new("apt-get")
+    } else if exists("sudo") {
+        let mut command = Command::new("sudo");
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        command
+    } else {
+        bail!("installing Debian packages needs root: run `cargo xtask setup` as root once");
+    };
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["-o", "DPkg::Lock::Timeout=300"])
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+fn is_root() -> Result<bool> {
+    let output = Command::new("id")
+        .arg("-u")
+        .output()
+        .context("cannot start id")?;
+    Ok(output.stdout.trim_ascii() == b"0")
+}
+
+fn names(packages: &[(&str, &str)]) -> String {
+    let names: Vec<_> = packages.iter().map(|(package, _)| *package).collect();
+    names.join(" ")
+}

@@ -1,0 +1,97 @@
+//! `cargo xtask test`: the checks, then every test of the workspace.
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    build::{self, target_dir},
+    ci::{self, cargo},
+    run::{read, show, step},
+    setup,
+};
+
+/// Tests that need no privileges: all crates but the one of the suites.
+const HOST: &str = "host";
+
+/// Tests of the library that the suites share.
+const SUPPORT: &str = "support";
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Suites to run alone, without the checks: `host`, `support`, or a test target of the crate `tests`
+    suites: Vec<String>,
+}
+
+/// Sets the machine up and runs everything, or the suites named.
+pub fn run(args: Args) -> Result<()> {
+    let toolchain = setup::ready()?;
+    let mut known = vec![HOST.to_owned(), SUPPORT.to_owned()];
+    known.extend(privileged()?);
+    if let Some(unknown) = args.suites.iter().find(|suite| !known.contains(suite)) {
+        bail!("no suite `{unknown}`: there are {}", known.join(", "));
+    }
+    let mut failed = Vec::new();
+    let suites = if args.suites.is_empty() {
+        // A failed check does not hide what the tests say.
+        if let Err(error) = ci::checks(toolchain.as_ref()) {
+            eprintln!("error: {error:#}");
+            failed.push("checks".to_owned());
+        }
+        known
+    } else {
+        args.suites
+    };
+    build::programs(false)?;
+    for suite in suites {
+        step(format_args!("suite {suite}"));
+        if let Err(error) = run_suite(&suite) {
+            eprintln!("error: {error:#}");
+            failed.push(suite);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    step("all passed");
+    Ok(())
+}
+
+fn run_suite(suite: &str) -> Result<()> {
+    let mut command = cargo();
+    command
+        .args(["test", "--no-fail-fast"])
+        // The suites start the program that `build::programs` made.
+        .env("NETSPAWN_XDP", target_dir().join("debug/netspawn-xdp"));
+    if suite == HOST {
+        command.args(["--workspace", "--exclude", "netspawn-tests"]);
+    } else {
+        command.args(["--package", "netspawn-tests"]);
+        if suite == SUPPORT {
+            command.arg("--lib");
+        } else {
+            command.args(["--test", suite]);
+        }
+        // They share the machine: namespaces' names, cores, timing.
+        command.args(["--", "--test-threads=1"]);
+    }
+    show(&mut command)
+}
+
+/// The test targets of the crate `tests`, as cargo knows them.
+fn privileged() -> Result<Vec<String>> {
+    let text = read(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&text).context("cargo metadata printed no JSON")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?;
+    let targets = packages
+        .iter()
+        .filter(|package| package["name"] == "netspawn-tests")
+        .flat_map(|package| package["targets"].as_array().into_iter().flatten())
+        .filter(|target| target["kind"] == serde_json::json!(["test"]));
+    Ok(targets
+        .filter_map(|target| target["name"].as_str())
+        .map(str::to_owned)
+        .collect())
+}
