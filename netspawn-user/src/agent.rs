@@ -148,6 +148,8 @@ impl Agent {
         tick.tick().await;
 
         self.reload();
+        // Guarded by `attach`, before there were events.
+        self.plane.take_newly_guarded();
         let mut retry = self.sync_or_retry();
         self.renew_next_hops();
         let desired_line = self.ready_line()?;
@@ -225,6 +227,15 @@ impl Agent {
             policy: self.policy,
             deadline: self.deadline,
         })?;
+        for (ifindex, when) in self.plane.take_newly_guarded() {
+            let name = self.observer.host().links.get(&ifindex);
+            let after = when.saturating_duration_since(self.observer.noticed());
+            tracing::info!(
+                "{} is guarded, {:.1} ms after the kernel told of it",
+                name.map_or("?", |link| &link.name),
+                after.as_secs_f64() * 1e3
+            );
+        }
         self.told
             .tell(self.snapshot.problems.iter().chain(&desired.problems));
         self.tell_changes(&desired);
@@ -301,7 +312,7 @@ impl Agent {
             return false;
         }
         let (response, ends) = match serde_json::from_str(&line) {
-            Ok(request) => self.answer(request).await,
+            Ok(request) => self.answer(request),
             Err(error) => (refusal(format!("request not understood: {error}")), false),
         };
         if let Ok(mut text) = serde_json::to_string(&response) {
@@ -311,14 +322,14 @@ impl Agent {
         ends
     }
 
-    async fn answer(&mut self, request: Request) -> (Response, bool) {
-        match self.carry_out(request).await {
+    fn answer(&mut self, request: Request) -> (Response, bool) {
+        match self.carry_out(request) {
             Ok((response, ends)) => (response, ends),
             Err(error) => (refusal(format!("{error:#}")), false),
         }
     }
 
-    async fn carry_out(&mut self, request: Request) -> Result<(Response, bool)> {
+    fn carry_out(&mut self, request: Request) -> Result<(Response, bool)> {
         let mut response = Response::default();
         match request {
             Request::Status => {
@@ -329,16 +340,16 @@ impl Agent {
                 });
             }
             Request::Sync => {
-                self.refresh().await?;
+                self.refresh()?;
                 self.sync()?;
             }
             Request::Attach { uplinks, mode } => {
-                self.refresh().await?;
+                self.refresh()?;
                 let desired = self.attach(&uplinks, mode)?;
                 response.ready = Some(ready(&mut self.plane, &desired, self.observer.host())?);
             }
             Request::Detach { uplinks } => {
-                self.refresh().await?;
+                self.refresh()?;
                 response.failed = self.plane.detach(
                     &uplinks,
                     &Wanted {
@@ -360,17 +371,12 @@ impl Agent {
 
     /// What the host and the folders look like now, rather than when the last
     /// event came.
-    async fn refresh(&mut self) -> Result<()> {
+    fn refresh(&mut self) -> Result<()> {
         self.reload();
-        self.observer.refresh();
-        // Nothing has changed when it does not return.
-        match tokio::time::timeout(Duration::from_millis(200), self.observer.changed()).await {
-            Ok(result) => {
-                result.context("cannot read the host's network")?;
-                Ok(())
-            }
-            Err(_) => Ok(()),
-        }
+        self.observer
+            .reread()
+            .context("cannot read the host's network")?;
+        Ok(())
     }
 
     fn attach(&mut self, uplinks: &[String], mode: Mode) -> Result<Desired> {

@@ -14,6 +14,7 @@ use crate::{
         plane::{Plane, Wanted},
     },
     model::{Host, Link},
+    net::firewall,
     outcome::{Outcome, Problems},
     output,
     plan::{self, State},
@@ -52,6 +53,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
         }
     };
 
+    tell_bypassed();
     let fresh = !Pins::new(&global.bpf_dir).exist();
     let result = attach(global, args, &config, &settings, &host, &uplinks);
     if result.is_err() && fresh {
@@ -103,6 +105,26 @@ fn attach(
         return Ok((plane, desired, lines));
     }
     Ok((plane, desired, Vec::new()))
+}
+
+/// Says which rules of the host will not see machines' traffic: whoever wrote
+/// them may count on it.
+fn tell_bypassed() {
+    // Without nf_tables there are no rules to tell of.
+    for chain in firewall::bypassed().unwrap_or_default() {
+        tracing::warn!(
+            "traffic of machines does not pass nftables chain {} {} {} (hook {}, {} rules{})",
+            chain.family,
+            chain.table,
+            chain.name,
+            chain.hook,
+            chain.rules,
+            if chain.drops { ", policy drop" } else { "" },
+        );
+    }
+    for table in firewall::legacy_tables() {
+        tracing::warn!("traffic of machines does not pass the rules of `{table}`");
+    }
 }
 
 /// Those asked for; else those of the maps that are there; else the defaults.

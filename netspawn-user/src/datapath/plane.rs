@@ -6,6 +6,7 @@ use std::{
     fs,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -75,6 +76,8 @@ pub struct Plane {
     netlink: Netlink,
     /// Ports whose guard has been seen to by this process.
     guarded: BTreeSet<u32>,
+    /// Those among them whose time has not been told.
+    newly_guarded: Vec<(u32, Instant)>,
     /// Whether a port's machine takes XDP frames, where it was found out.
     takes_xdp: BTreeMap<u32, bool>,
     /// Whether this process made it.
@@ -182,6 +185,7 @@ impl Plane {
             uplinks: Uplinks::open()?,
             netlink: Netlink::open()?,
             guarded: BTreeSet::new(),
+            newly_guarded: Vec::new(),
             takes_xdp: BTreeMap::new(),
             fresh,
             pins,
@@ -394,18 +398,25 @@ impl Plane {
             }
         };
 
-        let ops = plan::plan(&self.state, &desired.state);
-        if let Err(error) = self.maps.apply(&ops) {
-            // What was done before the failure counts.
+        let result = self.maps.apply(&plan::plan(&self.state, &desired.state));
+        if result.is_err() {
+            // What was done before the failure counts. A map that is full has no
+            // room for the new beside the old, so the old goes first this time.
             self.state = self.maps.read()?;
-            return Err(error);
+            let mut ops = plan::plan(&self.state, &desired.state);
+            ops.sort_by_key(|op| !matches!(op, plan::Op::RemoveAddress { .. }));
+            if let Err(error) = self.maps.apply(&ops) {
+                self.state = self.maps.read()?;
+                return Err(error);
+            }
         }
         let before = std::mem::replace(&mut self.state, desired.state.clone());
         for ifindex in before.ports.keys() {
-            if !self.state.ports.contains_key(ifindex) && self.guarded.remove(ifindex) {
-                if let Err(error) = self.ports.remove(*ifindex) {
-                    refused.push(problem(error.to_string()));
-                }
+            if !self.state.ports.contains_key(ifindex)
+                && self.guarded.remove(ifindex)
+                && let Err(error) = self.ports.remove(*ifindex)
+            {
+                refused.push(problem(error.to_string()));
             }
         }
         for (name, ifindex) in self.pins.uplinks() {
@@ -446,11 +457,17 @@ impl Plane {
             match self.ports.ensure(*ifindex, self.guard.as_fd()) {
                 Ok(_) => {
                     self.guarded.insert(*ifindex);
+                    self.newly_guarded.push((*ifindex, Instant::now()));
                 }
                 Err(error) => failed.push((*ifindex, problem(error.to_string()))),
             }
         }
         failed
+    }
+
+    /// Ports that have got their guard since this was last asked, and when.
+    pub fn take_newly_guarded(&mut self) -> Vec<(u32, Instant)> {
+        std::mem::take(&mut self.newly_guarded)
     }
 
     /// Finds out which new ports take XDP frames, where an uplink sends such;

@@ -1,5 +1,6 @@
 //! The host's network as the kernel tells it, and the few things asked of it.
 
+pub mod firewall;
 pub mod multicast;
 pub mod namespace;
 pub mod neighbor;

@@ -10,7 +10,10 @@ use std::{
 };
 
 use netlink_packet_core::{NLA_F_NESTED, NLA_HEADER_SIZE, NlasIterator};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 
 /// Bytes of `nlmsghdr`.
 const HEADER: usize = 16;
@@ -226,6 +229,18 @@ impl Netlink {
         // Without it filters of dumps are ignored, which costs time and no
         // correctness; kernels before 4.20 do not know it.
         let _ = socket.set_netlink_get_strict_chk(true);
+        Ok(Self {
+            socket,
+            buffer: vec![0; RECEIVE],
+            sequence: 0,
+        })
+    }
+
+    /// Opens a socket to netfilter in this thread's network namespace.
+    pub fn open_netfilter() -> Result<Self, Error> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {
             socket,
             buffer: vec![0; RECEIVE],

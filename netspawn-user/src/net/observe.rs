@@ -205,6 +205,7 @@ pub struct Observer {
     /// `host` differs from what was last reported.
     unreported: bool,
     overruns: u64,
+    noticed: Instant,
 }
 
 impl Observer {
@@ -232,6 +233,7 @@ impl Observer {
             routes_after: Instant::now(),
             unreported: false,
             overruns: 0,
+            noticed: Instant::now(),
         })
     }
 
@@ -246,10 +248,28 @@ impl Observer {
         self.overruns
     }
 
+    /// When the first event of the last burst was read.
+    pub fn noticed(&self) -> std::time::Instant {
+        self.noticed.into_std()
+    }
+
     /// Has the next `changed` read everything anew, the MACs of all peers
     /// included: a machine that changes its MAC while up causes no event here.
     pub fn refresh(&mut self) {
         self.changes.all = true;
+    }
+
+    /// Reads everything anew, at once. Blocks.
+    ///
+    /// # Errors
+    /// When the kernel does not tell; the next `changed` tries again.
+    pub fn reread(&mut self) -> Result<&Host, Error> {
+        self.noticed = Instant::now();
+        self.refresh();
+        self.drain()?;
+        self.take_over()?;
+        self.unreported = false;
+        Ok(&self.host)
     }
 
     /// Waits until the state differs from what was last returned, and returns
@@ -281,7 +301,10 @@ impl Observer {
         if !self.changes.urgent() && !self.changes.routes {
             return None;
         }
-        let settle = *self.settle.get_or_insert_with(|| Instant::now() + SETTLE);
+        let settle = *self.settle.get_or_insert_with(|| {
+            self.noticed = Instant::now();
+            self.noticed + SETTLE
+        });
         Some(if self.changes.urgent() {
             settle
         } else {
