@@ -39,7 +39,7 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Attaches to a lab that was made ready for the mode.
+    /// Makes the lab ready for the mode, if it is not, and attaches.
     pub fn new(lab: Lab, mode: Mode) -> Result<Self> {
         ready_for(&lab, mode)?;
         let agent = Agent::start(&lab, mode.attach())?;
@@ -58,9 +58,10 @@ impl Attached {
 /// Frames sent by `XDP_TX` or redirected over a devmap vanish on a veth whose other
 /// end has neither an XDP program nor GRO (`veth_xdp_xmit`, drivers/net/veth.c).
 pub fn ready_for(lab: &Lab, mode: Mode) -> Result<()> {
-    if mode == Mode::Xdp {
-        accept_xdp(&lab.net, LAN, &lab.bpffs().join("lab_pass"))?;
-        for machine in lab.machines() {
+    let pin = lab.bpffs().join("lab_pass");
+    if mode == Mode::Xdp && !pin.exists() {
+        accept_xdp(&lab.net, LAN, &pin)?;
+        for machine in lab.machines().iter().filter(|machine| machine.plugged()) {
             machine.ns.run(&format!("ethtool -K {HOST0} gro on"))?;
         }
     }

@@ -206,6 +206,11 @@ impl Machine {
         &self.spec.port
     }
 
+    /// True if its end of the link is there.
+    pub fn plugged(&self) -> bool {
+        self.ns.ifindex(HOST0).is_ok()
+    }
+
     /// What it owns, as declared.
     pub fn addresses(&self) -> &[String] {
         &self.spec.addresses
@@ -367,7 +372,7 @@ impl Lab {
                     source.get_or_insert(ip);
                 }
                 // A local route makes every address of the prefix the machine's own.
-                Err(_) => lines.push(format!("route add local {address} dev lo")),
+                Err(_) => lines.push(format!("route replace local {address} dev lo")),
             }
         }
         let from = |source: Option<IpAddr>| source.map_or(String::new(), |ip| format!(" src {ip}"));

@@ -75,8 +75,10 @@ pub use nix::sys::signal::Signal;
 pub use ns::{Ns, forget, refuse_root_namespace, require_root};
 pub use nspawn::SystemdHost;
 pub use snapshot::{Snapshot, interfaces};
-pub use traffic::{STALL, all_reachable, ping, ping_sized, tcp, udp, unreachable, wait_ping};
-pub use workdir::{Workdir, remount};
+pub use traffic::{
+    STALL, all_reachable, fetch, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
+};
+pub use workdir::{Workdir, remount, remove as remove_folder};
 
 /// Asks `condition` again and again until it is true; false when `limit` is over.
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {

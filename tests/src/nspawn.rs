@@ -5,10 +5,11 @@
 //! machine's own: all of /proc/sys but its own network is read-only to it.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::{
+    agent::Mode,
+    bpf::accept_xdp,
     cmd::{Cmd, Output, Process},
     lab::{DELEGATED, GATEWAY4, GATEWAY6, HOST0, HOST4, HOST6, LAN, UPLINK, binary, outside},
     ns::{Ns, require_root},
@@ -49,7 +52,7 @@ pub struct SystemdHost {
     process: Option<Process>,
     machines: PathBuf,
     cgroups: Vec<PathBuf>,
-    _dir: Workdir,
+    dir: Workdir,
 }
 
 impl SystemdHost {
@@ -88,7 +91,7 @@ impl SystemdHost {
             process: Some(process),
             machines,
             cgroups,
-            _dir: dir,
+            dir,
         };
         booted.wait_running()?;
         booted.configure()?;
@@ -158,6 +161,14 @@ END
         Ok(())
     }
 
+    /// As [`crate::ready_for`]; the machines are left as their maker leaves them.
+    pub fn ready_for(&self, mode: Mode) -> Result<()> {
+        if mode == Mode::Xdp {
+            accept_xdp(&self.net, LAN, &self.dir.bpffs("bpf")?.join("pass"))?;
+        }
+        Ok(())
+    }
+
     /// A command inside the box, in all of its namespaces.
     pub fn cmd(&self, program: &str) -> Cmd {
         self.net
@@ -194,10 +205,12 @@ END
             .args(words.split_whitespace())
             .text()
             .map(drop)
-            .with_context(|| {
-                self.run("journalctl --unit=netspawn --no-pager --output=cat")
-                    .unwrap_or_default()
-            })
+            .with_context(|| self.words().unwrap_or_default())
+    }
+
+    /// What that service printed so far.
+    pub fn words(&self) -> Result<String> {
+        self.run("journalctl --unit=netspawn --no-pager --output=cat")
     }
 
     /// Declares a machine in `RUNDIR/machines`.
@@ -310,7 +323,7 @@ fn leader(process: &mut Process) -> Result<u32> {
                 return Ok(pid);
             }
         }
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
     }
     bail!("systemd-nspawn started nothing within {BOOT:?}");
 }
@@ -384,17 +397,30 @@ fn cached() -> Result<PathBuf> {
 
 fn make_root(root: &Path, suite: &str) -> Result<()> {
     let log = root.with_extension("log");
-    let words = OpenOptions::new().create(true).append(true).open(&log)?;
-    let status = Command::new("debootstrap")
+    let words = File::create(&log)?;
+    let mut child = Command::new("debootstrap")
         .arg("--variant=minbase")
         .arg(format!("--include={}", PACKAGES.join(",")))
         .arg(suite)
         .arg(root)
         .args(mirror(suite))
+        .stdin(Stdio::null())
         .stdout(words.try_clone()?)
         .stderr(words)
-        .status()
+        .spawn()
         .context("cannot start debootstrap: `cargo xtask setup` installs it")?;
+    let mut told = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if told.elapsed() >= Duration::from_secs(5) {
+            told = Instant::now();
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            eprintln!("  debootstrap: {}", text.lines().last().unwrap_or_default());
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
     if !status.success() {
         let text = fs::read_to_string(&log)?;
         let tail: Vec<_> = text.lines().rev().take(5).collect();

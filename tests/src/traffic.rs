@@ -175,6 +175,42 @@ pub fn udp(client: &Ns, server: &Ns, address: impl Into<IpAddr>, size: usize) ->
     .with_context(words)
 }
 
+/// Serves `text` by HTTP on port 80 of all addresses of a namespace, until the process ends.
+pub fn serve(at: &Ns, text: &str) -> Result<()> {
+    let listener = at.enter(|| Ok(TcpListener::bind(("::", 80))?))?;
+    let page = format!("HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n{text}");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // A client that goes away has its own error to report.
+            let _ = stream
+                .set_read_timeout(Some(STALL))
+                .and_then(|()| stream.read(&mut [0; 4096]))
+                .and_then(|_| stream.write_all(page.as_bytes()));
+        }
+    });
+    Ok(())
+}
+
+/// Fetches the page that `address` serves at port 80.
+pub fn fetch(from: &Ns, address: impl Into<IpAddr>) -> Result<String> {
+    let address = address.into();
+    let page = from
+        .enter(|| {
+            let mut stream = TcpStream::connect_timeout(&(address, 80).into(), STALL)?;
+            stream.set_read_timeout(Some(STALL))?;
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+            let mut page = String::new();
+            stream.read_to_string(&mut page)?;
+            Ok(page)
+        })
+        .with_context(|| format!("HTTP from {} to {address}", from.name()))?;
+    let Some((head, body)) = page.split_once("\r\n\r\n") else {
+        bail!("{address} answered without a header: {page}");
+    };
+    ensure!(head.contains(" 200 "), "{address} answered {head}");
+    Ok(body.to_owned())
+}
+
 fn poll<T>(limit: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {

@@ -225,15 +225,11 @@ fn longest_to(frames: &[Vec<u8>], mac: [u8; 6]) -> usize {
 fn tcp_passes_in_super_packets(mode: Mode) -> Result<()> {
     let on = Attached::usual(mode)?;
     let (into, out) = exchange(&on.lab)?;
-    assert!(
-        out > 20_000,
-        "the longest frame out of a machine had {out} bytes"
-    );
-    // An XDP program takes TSO from the sender on the other end of a veth.
+    // An XDP program on one end of a veth takes TSO from the sender on the other.
     if mode == Mode::Tc {
         assert!(
-            into > 20_000,
-            "the longest frame to a machine had {into} bytes"
+            into > 20_000 && out > 20_000,
+            "the longest frame to a machine had {into} bytes, from one {out}"
         );
     }
     Ok(())

@@ -3,14 +3,13 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, TcpStream},
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use netspawn_tests::{DELEGATED, GATEWAY4, HOST4, STALL, SystemdHost, ping, wait_ping};
+use netspawn_tests::{DELEGATED, GATEWAY4, HOST4, Mode, SystemdHost, fetch, ping, wait_ping};
 use serde_json::Value;
 
 const WEB: [&str; 3] = ["203.0.113.2", "2001:db8::2", DELEGATED];
@@ -19,13 +18,24 @@ const DB: [&str; 2] = ["203.0.113.3", "2001:db8::3"];
 const UP: Duration = Duration::from_secs(10);
 
 #[test]
-fn nspawn_machines_are_reached_from_outside() -> Result<()> {
+fn nspawn_machines_are_reached_from_outside_by_tc() -> Result<()> {
+    nspawn_machines_are_reached_from_outside(Mode::Tc)
+}
+
+#[test]
+fn nspawn_machines_are_reached_from_outside_by_xdp() -> Result<()> {
+    nspawn_machines_are_reached_from_outside(Mode::Xdp)
+}
+
+fn nspawn_machines_are_reached_from_outside(mode: Mode) -> Result<()> {
     let settings = machine_settings()?;
     let system = SystemdHost::boot()?;
+    let pins = system.run("find /sys/fs/bpf")?;
     system.declare("web", &WEB)?;
     system.declare("db", &DB)?;
     system.start_machine("web", &WEB)?;
-    system.attach("eth0")?;
+    system.ready_for(mode)?;
+    system.attach(mode.attach())?;
     // This one comes up under a running agent.
     system.start_machine("db", &DB)?;
     reached(&system)?;
@@ -45,9 +55,8 @@ fn nspawn_machines_are_reached_from_outside() -> Result<()> {
     reached(&system)?;
 
     system.xdp("detach")?.success()?;
-    let pins = system.run("ls /sys/fs/bpf")?;
-    assert_eq!(pins, "");
-    assert!(ping(&system.net, v4(WEB[0])).is_err());
+    assert_eq!(system.run("find /sys/fs/bpf")?, pins);
+    assert!(ping(&system.net, WEB[0].parse::<IpAddr>()?).is_err());
     ping(&system.net, HOST4)?;
     drop(system);
     assert_eq!(settings, machine_settings()?);
@@ -64,7 +73,7 @@ fn reached(system: &SystemdHost) -> Result<()> {
         ("db", DB[0]),
         ("db", DB[1]),
     ] {
-        let page = fetch(system, address.parse()?)?;
+        let page = fetch(&system.net, address.parse::<IpAddr>()?)?;
         ensure!(
             page.contains(&format!("hello from {name}")),
             "{address} served {page}"
@@ -84,21 +93,6 @@ fn reached(system: &SystemdHost) -> Result<()> {
         ))?;
     }
     Ok(())
-}
-
-fn fetch(system: &SystemdHost, address: IpAddr) -> Result<String> {
-    system.net.enter(|| {
-        let mut stream = TcpStream::connect_timeout(&(address, 80).into(), STALL)?;
-        stream.set_read_timeout(Some(STALL))?;
-        stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n")?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page)?;
-        Ok(page)
-    })
-}
-
-fn v4(text: &str) -> Ipv4Addr {
-    text.parse().expect("a constant of this file")
 }
 
 /// What a boot could change of the machine the test runs on.

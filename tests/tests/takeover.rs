@@ -1,6 +1,10 @@
 //! The data plane outlives the agent, and links and declarations come and go.
 
-use std::{thread, time::Duration};
+use std::{
+    io::{self, Write as _},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{
@@ -73,6 +77,10 @@ impl Pinging {
     }
 
     fn lost_none(self) -> Result<()> {
+        // It went on for a while after whatever happened.
+        let seen = self.process.out().lines().count();
+        let more = wait_until(SOON, || self.process.out().lines().count() >= seen + 10);
+        ensure!(more, "{}: no more answers", self.line);
         // A request in flight when the signal comes would count as lost.
         let output = self.process.end(Signal::SIGINT, SOON)?;
         let summary = output
@@ -84,7 +92,7 @@ impl Pinging {
             .split(|c: char| !c.is_ascii_digit())
             .filter_map(|word| word.parse::<u32>().ok());
         let (sent, received) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let expected = sent.saturating_sub(1).max(20);
+        let expected = sent.saturating_sub(1).max(10);
         ensure!(received >= expected, "{}: {summary}", self.line);
         // None missing in between either.
         let sequence: Vec<u32> = output
@@ -221,11 +229,19 @@ fn later_machine_comes_up_by_itself(mode: Mode) -> Result<()> {
     let carrier = links.wait_line(SOON, |line| {
         line.contains(late.port()) && line.contains("LOWER_UP")
     })?;
+    let appeared = links.wait_line(SOON, |line| line.contains(late.port()))?;
     let guard = filters.wait_line(SOON, |line| line.contains("clsact"))?;
-    println!(
-        "from carrier to guard: {:.1} ms",
-        (seconds(&guard)? - seconds(&carrier)?) * 1e3
-    );
+    let since = |start: &str| -> Result<f64> {
+        // The minute may have ended in between.
+        Ok((seconds(&guard)? - seconds(start)? + 90.0) % 60.0 - 30.0)
+    };
+    // Not by a macro: the figure is wanted also when the test passes.
+    writeln!(
+        io::stderr(),
+        "guard: {:.1} ms after the port appeared, {:+.1} ms from its carrier",
+        since(&appeared)? * 1e3,
+        since(&carrier)? * 1e3
+    )?;
     all_reachable(&on.lab)
 }
 

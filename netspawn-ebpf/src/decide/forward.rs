@@ -5,8 +5,8 @@ use crate::abi::{Endpoint, HOST, NOBODY, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
 use crate::verdict::{Action, Family, Reason, Verdict};
 use crate::wire::{
-    Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, Words6, checksum, is_loopback6,
-    is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
+    Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, Words6, checksum, is_link_local6,
+    is_loopback6, is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
 };
 
 /// Who sent a packet.
@@ -109,13 +109,14 @@ fn martian4<T: Tables>(ip: &Ipv4Hdr, tables: &T) -> bool {
 }
 
 /// Sources that no packet from the network can have (F7; RFC 4291 2.5.2,
-/// 2.5.3, 2.7).
+/// 2.5.3, 2.7), or that stay on their link (2.5.6).
 #[inline(always)]
 fn martian6<T: Tables>(ip: &Ip6, tables: &T) -> bool {
     let source: Words6 = ip.source;
     is_unspecified6(&source)
         || is_loopback6(&source)
         || is_multicast6(&source)
+        || is_link_local6(&source)
         || source == ip.destination
         || tables.owner6(&source) != NOBODY
 }

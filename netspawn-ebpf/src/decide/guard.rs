@@ -85,8 +85,8 @@ where
     };
     let words = usize::from(ip.vihl & 15);
     let first_fragment = u16::from_be_bytes(ip.frags) & 0x1fff == 0;
-    let ports = if ip.proto == protocol::UDP && words == 5 && first_fragment {
-        udp_ports(frame, L3 + Ipv4Hdr::LEN)
+    let ports = if ip.proto == protocol::UDP && first_fragment {
+        udp_ports(frame, L3 + words * 4)
     } else {
         (0, 0)
     };

@@ -213,8 +213,8 @@ pub enum Inner {
     Udp(u16, u16, usize),
     /// TCP with as many bytes.
     Tcp(usize),
-    /// UDP behind as many bytes of IPv4 options (no-operations).
-    Options(usize),
+    /// UDP with these ports behind as many bytes of IPv4 options (no-operations).
+    Options(usize, u16, u16),
     /// The middle of a datagram.
     Fragment,
     /// A protocol without a parser, with these bytes.
@@ -305,12 +305,12 @@ impl Packet<Ipv4> {
                 .ip(IpHeaders::Ipv4(header, Ipv4Extensions::default()))
                 .tcp(UDP_PORTS.0, UDP_PORTS.1, 77, 1024)
                 .write(&mut bytes, &payload(*length)),
-            Inner::Options(length) => {
+            Inner::Options(length, from, to) => {
                 header.options = Ipv4Options::try_from(&vec![1; *length][..])
                     .expect("a multiple of four, 40 at most");
                 start
                     .ip(IpHeaders::Ipv4(header, Ipv4Extensions::default()))
-                    .udp(UDP_PORTS.0, UDP_PORTS.1)
+                    .udp(*from, *to)
                     .write(&mut bytes, &payload(32))
             }
             Inner::Fragment => {
@@ -353,7 +353,13 @@ impl Packet<Ipv6> {
                     .with(Inner::Other(44, [&header[..], &payload(64)].concat()))
                     .frame();
             }
-            Inner::Other(protocol, inner) => start.write(&mut bytes, IpNumber(*protocol), inner),
+            // Extension headers are bytes here, so the builder must not see their number.
+            Inner::Other(protocol, inner) => {
+                start
+                    .write(&mut bytes, IpNumber::EXPERIMENTAL_AND_TESTING_0, inner)
+                    .expect("a Vec takes everything");
+                return patch(bytes, 20, &[*protocol]);
+            }
             // Next header UDP, eight bytes, PadN of six (RFC 8200 4.2, 4.3).
             Inner::HopByHop => {
                 let header = [17, 0, 1, 4, 0, 0, 0, 0];
@@ -361,7 +367,7 @@ impl Packet<Ipv6> {
                     .with(Inner::Other(0, [&header[..], &payload(40)].concat()))
                     .frame();
             }
-            Inner::Options(_) => unreachable!("IPv4 only"),
+            Inner::Options(..) => unreachable!("IPv4 only"),
         }
         .expect("a Vec takes everything");
         bytes

@@ -69,8 +69,8 @@ fn network4() -> Vec<Row> {
         in4("F5 segments fit: UDP", small.with(Inner::Udp(1, 2, 2504)), SMALL).gso(1252),
         drop("F5 segments do not fit: TCP", small.with(Inner::Tcp(2480)), TooBig, SMALL).gso(1241),
         drop("F5 segments do not fit: UDP", small.with(Inner::Udp(1, 2, 2504)), TooBig, SMALL).gso(1253),
-        in4("F6 four bytes of IP options", web.with(Inner::Options(4)), WEB),
-        in4("F6 forty bytes of IP options", web.with(Inner::Options(40)), WEB),
+        in4("F6 four bytes of IP options", web.with(Inner::Options(4, 1, 2)), WEB),
+        in4("F6 forty bytes of IP options", web.with(Inner::Options(40, 1, 2)), WEB),
         in4("F6 a fragment", web.with(Inner::Fragment), WEB),
         in4("F6 a protocol of no number", web.with(Inner::Other(253, vec![1, 2, 3])), WEB),
         in4("F6 nothing behind the header", web.with(Inner::Other(253, vec![])), WEB),
@@ -147,7 +147,7 @@ fn network6() -> Vec<Row> {
         drop("F5 segments do not fit: TCP", small.with(Inner::Tcp(2440)), TooBig, SMALL).gso(1221),
         in6("F6 a hop-by-hop header", web.with(Inner::HopByHop), WEB),
         in6("F6 a fragment", web.with(Inner::Fragment), WEB),
-        in6("F6 an echo request", web.with(Inner::Other(58, vec![128, 0, 1, 2, 3, 4])), WEB),
+        in6("F6 an unknown transport", web.with(Inner::Other(253, vec![128, 0, 1, 2, 3, 4])), WEB),
         in6("F6 no next header", web.with(Inner::Other(59, vec![])), WEB),
         drop("F7 source is a machine's", from(ip6(DB)), MartianSource, WEB),
         drop("F7 source is the host's", from(HOST6), MartianSource, WEB),
@@ -177,7 +177,7 @@ fn bad4() -> Vec<Row> {
     use Reason::*;
     let frame = to4(ip4(WEB)).frame();
     let drop = |name, frame| Row::drop(name, At::Uplink, frame, BadHeader, WEB);
-    let options = to4(ip4(WEB)).with(Inner::Options(40)).frame();
+    let options = to4(ip4(WEB)).with(Inner::Options(40, 1, 2)).frame();
     let length = |length: u16| fix4(patch(frame.clone(), 16, &length.to_be_bytes()));
     vec![
         drop("F8 IHL 4 (RFC 1812 5.2.2)", patch(frame.clone(), 14, &[0x44])),

@@ -1,0 +1,155 @@
+//! The decisions carried out on the host: tables in plain maps, and what the programs
+//! do with a verdict, without a kernel.
+
+pub mod parser;
+
+use std::collections::HashMap;
+
+use netspawn_ebpf::{
+    abi::{Endpoint, NOBODY, NextHop, Owner, Settings, Uplink, nexthop_flag},
+    decide::{self, Meta},
+    rewrite,
+    tables::Tables,
+    verdict::{Action, Verdict, word_mac},
+    wire::{Ipv4, Ipv6, MIN_FRAME, Words6, ndp::ADVERTISEMENT_FRAME, words6},
+};
+
+use crate::rows::{At, world};
+
+/// The world of the rows.
+pub struct World {
+    settings: Settings,
+    owners4: Vec<(Ipv4, u32, Owner)>,
+    owners6: Vec<(Ipv6, u32, Owner)>,
+    endpoints: HashMap<Owner, Endpoint>,
+    uplink: Uplink,
+    hops: Vec<NextHop>,
+    routes4: Vec<(Ipv4, u32, u32)>,
+    routes6: Vec<(Ipv6, u32, u32)>,
+}
+
+impl World {
+    /// Under a policy.
+    pub fn new(policy: u32) -> Self {
+        World {
+            settings: world::settings(policy),
+            owners4: world::prefixes4(),
+            owners6: world::prefixes6(),
+            endpoints: world::MACHINES
+                .iter()
+                .map(|&id| (id, world::endpoint(id, 100 + id)))
+                .collect(),
+            uplink: world::uplink(),
+            hops: world::nexthops(),
+            routes4: world::routes4(),
+            routes6: world::routes6(),
+        }
+    }
+}
+
+fn longest<const N: usize>(entries: &[([u8; N], u32, u32)], address: [u8; N]) -> Option<u32> {
+    let bit = |bytes: &[u8; N], at: usize| bytes[at / 8] >> (7 - at % 8) & 1;
+    entries
+        .iter()
+        .filter(|(net, length, _)| {
+            (0..*length as usize).all(|at| bit(net, at) == bit(&address, at))
+        })
+        .max_by_key(|(_, length, _)| *length)
+        .map(|(_, _, value)| *value)
+}
+
+fn bytes6(words: &Words6) -> Ipv6 {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&words[0].to_ne_bytes());
+    bytes[8..].copy_from_slice(&words[1].to_ne_bytes());
+    assert_eq!(words6(&bytes), *words);
+    bytes
+}
+
+impl Tables for World {
+    fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    fn owner4(&self, address: &Ipv4) -> Owner {
+        longest(&self.owners4, *address).unwrap_or(NOBODY)
+    }
+
+    fn owner6(&self, address: &Words6) -> Owner {
+        longest(&self.owners6, bytes6(address)).unwrap_or(NOBODY)
+    }
+
+    fn endpoint(&self, id: Owner) -> Option<&Endpoint> {
+        self.endpoints.get(&id)
+    }
+
+    fn uplink(&self, _ifindex: u32) -> Option<&Uplink> {
+        Some(&self.uplink)
+    }
+
+    fn route4(&self, address: &Ipv4) -> Option<&NextHop> {
+        self.hops.get(longest(&self.routes4, *address)? as usize)
+    }
+
+    fn route6(&self, address: &Words6) -> Option<&NextHop> {
+        let index = longest(&self.routes6, bytes6(address))?;
+        self.hops.get(index as usize)
+    }
+}
+
+/// The verdict of a hook; `None` for a port that is nobody's, which the program drops
+/// by itself.
+pub fn decide<'a>(world: &'a World, at: At, frame: &[u8], meta: &Meta) -> Option<Verdict<'a>> {
+    Some(match at {
+        At::Uplink => decide::uplink(frame, meta, &world.uplink, world),
+        At::Host => decide::host(frame, meta, world),
+        At::Port(id) => decide::port(frame, meta, id, world.endpoint(id)?, world),
+    })
+}
+
+/// The frame as a verdict leaves it: `Ok(None)` when it is dropped, `Err` when it is too
+/// short to be rewritten.
+pub fn carry_out(verdict: &Verdict<'_>, frame: &[u8]) -> Result<Option<Vec<u8>>, ()> {
+    let mut frame = frame.to_vec();
+    let done = match verdict.action {
+        Action::Pass => Some(()),
+        Action::Drop => return Ok(None),
+        Action::Arp => {
+            frame.truncate(MIN_FRAME);
+            rewrite::arp_reply(&mut frame[..], word_mac(verdict.mac))
+        }
+        Action::Ndp => {
+            frame.resize(ADVERTISEMENT_FRAME, 0);
+            let (mac, asker) = (word_mac(verdict.mac), word_mac(verdict.asker));
+            rewrite::advertisement(&mut frame[..], mac, asker, verdict.router)
+        }
+        Action::Echo => rewrite::echo_reply(&mut frame[..], verdict.family),
+        Action::Deliver => {
+            let to = verdict.endpoint.expect("there is where it goes");
+            rewrite::ethernet(&mut frame[..], to.mac, to.port_mac).and_then(|()| {
+                if verdict.takes_hop {
+                    rewrite::take_hop(&mut frame[..], verdict.family)
+                } else {
+                    Some(())
+                }
+            })
+        }
+        Action::Out => {
+            let hop = verdict.hop.expect("there is a way");
+            let now = 1_000_000;
+            rewrite::take_hop(&mut frame[..], verdict.family).and_then(|()| {
+                if hop.flags & nexthop_flag::RESOLVED != 0 && now < hop.deadline {
+                    rewrite::ethernet(&mut frame[..], hop.dst_mac, hop.src_mac)
+                } else {
+                    Some(())
+                }
+            })
+        }
+        Action::ToHost => {
+            let hop = verdict.hop.expect("there is a way");
+            frame[..6].copy_from_slice(&hop.src_mac);
+            Some(())
+        }
+    };
+    done.map(|()| Some(frame)).ok_or(())
+}

@@ -1,0 +1,287 @@
+//! What holds for every frame, however broken: no panic, no answer to what is invalid,
+//! no reply that another parser refuses, no packet forwarded that was changed more than
+//! it must be.
+
+mod host;
+#[allow(dead_code, reason = "the outcomes of the rows are for the other tests")]
+mod rows;
+
+use netspawn_ebpf::{
+    decide::Meta,
+    rewrite,
+    verdict::{Action, Family, Kind, Verdict},
+    wire::checksum,
+};
+use proptest::prelude::*;
+use smoltcp::{
+    phy::ChecksumCapabilities,
+    wire::{
+        ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+        Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv6Packet, NdiscRepr,
+    },
+};
+
+use host::{World, carry_out, decide, parser};
+use rows::{At, world};
+
+/// What the answer to a frame has to say, when it is a question; smoltcp's opinion.
+fn question(bytes: &[u8]) -> Option<parser::Question> {
+    let frame = EthernetFrame::new_checked(bytes).ok()?;
+    match frame.ethertype() {
+        EthernetProtocol::Arp => {
+            let packet = ArpPacket::new_checked(frame.payload()).ok()?;
+            let ArpRepr::EthernetIpv4 {
+                operation: ArpOperation::Request,
+                source_hardware_addr,
+                target_protocol_addr,
+                ..
+            } = ArpRepr::parse(&packet).ok()?
+            else {
+                return None;
+            };
+            let sound = source_hardware_addr.is_unicast()
+                && source_hardware_addr != EthernetAddress([0; 6]);
+            sound.then(|| parser::Question::V4(target_protocol_addr.octets()))
+        }
+        EthernetProtocol::Ipv6 => {
+            let packet = Ipv6Packet::new_checked(frame.payload()).ok()?;
+            if packet.version() != 6
+                || packet.hop_limit() != 255
+                || packet.next_header() != IpProtocol::Icmpv6
+            {
+                return None;
+            }
+            let (source, destination) = (packet.src_addr(), packet.dst_addr());
+            let icmp = Icmpv6Packet::new_checked(packet.payload()).ok()?;
+            let message =
+                Icmpv6Repr::parse(&source, &destination, &icmp, &ChecksumCapabilities::default());
+            match message.ok()? {
+                Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit {
+                    target_addr,
+                    lladdr,
+                }) if icmp.msg_code() == 0
+                    && !target_addr.is_multicast()
+                    && !source.is_multicast()
+                    && !(source.is_unspecified() && lladdr.is_some())
+                    && !(source.is_unspecified() && !destination.is_multicast()) =>
+                {
+                    Some(parser::Question::V6(target_addr.octets()))
+                }
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Whether every IPv4 or ICMPv6 field that must hold for an echo request does.
+fn is_sound_ping(bytes: &[u8]) -> bool {
+    let mut pong = bytes.to_vec();
+    let family = if bytes[12..14] == [8, 0] {
+        Family::V4
+    } else {
+        Family::V6
+    };
+    // A reply keeps a wrong checksum wrong, so that the machine drops it.
+    rewrite::echo_reply(&mut pong[..], family).is_some() && parser::read(&pong).is_ok()
+}
+
+/// Holds an outcome against the frame that led to it.
+fn hold(verdict: &Verdict<'_>, frame: &[u8]) -> Result<(), TestCaseError> {
+    let kind = verdict.reason.kind();
+    let out = carry_out(verdict, frame);
+    match verdict.action {
+        Action::Pass => {
+            prop_assert_eq!(kind, Kind::Pass);
+            let out = out.expect("nothing is to be done");
+            prop_assert_eq!(out.as_deref(), Some(frame));
+        }
+        Action::Drop => prop_assert_eq!(kind, Kind::Drop),
+        Action::Arp | Action::Ndp => {
+            prop_assert_eq!(kind, Kind::Answer);
+            let out = out.expect("fits").expect("is not dropped");
+            let asked = question(frame);
+            prop_assert!(asked.is_some(), "no question was asked");
+            let said = parser::read(&out).map_err(TestCaseError::fail)?;
+            prop_assert_eq!(said.answers(), asked);
+        }
+        Action::Echo => {
+            prop_assert_eq!(kind, Kind::Answer);
+            let out = out.expect("fits").expect("is not dropped");
+            if is_sound_ping(frame) {
+                prop_assert_eq!(parser::read(&out), Ok(parser::Said::Pong));
+            }
+        }
+        Action::Deliver | Action::Out | Action::ToHost => {
+            prop_assert_eq!(kind, Kind::Forward);
+            let out = out.expect("fits").expect("is not dropped");
+            prop_assert_eq!(out.len(), frame.len());
+            prop_assert_eq!(&out[12..14], &frame[12..14]);
+            match &frame[12..14] {
+                [8, 0] => forwarded4(verdict, frame, &out)?,
+                [0x86, 0xdd] => forwarded6(verdict, frame, &out)?,
+                other => prop_assert!(false, "{other:?} is not forwarded"),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hops(verdict: &Verdict<'_>) -> u8 {
+    u8::from(verdict.action == Action::Out || verdict.takes_hop)
+}
+
+fn forwarded4(verdict: &Verdict<'_>, frame: &[u8], out: &[u8]) -> Result<(), TestCaseError> {
+    for bytes in [frame, out] {
+        let packet = Ipv4Packet::new_checked(&bytes[14..]);
+        let sound = packet.is_ok_and(|packet| {
+            packet.version() == 4 && packet.header_len() >= 20 && packet.verify_checksum()
+        });
+        prop_assert!(sound, "an unsound packet is forwarded");
+    }
+    prop_assert_eq!(out[22], frame[22] - hops(verdict));
+    prop_assert_eq!(&out[14..22], &frame[14..22]);
+    prop_assert_eq!(out[23], frame[23]);
+    prop_assert_eq!(&out[26..], &frame[26..]);
+    Ok(())
+}
+
+fn forwarded6(verdict: &Verdict<'_>, frame: &[u8], out: &[u8]) -> Result<(), TestCaseError> {
+    let packet = Ipv6Packet::new_checked(&frame[14..]);
+    prop_assert!(packet.is_ok_and(|packet| packet.version() == 6));
+    prop_assert_eq!(out[21], frame[21] - hops(verdict));
+    prop_assert_eq!(&out[14..21], &frame[14..21]);
+    prop_assert_eq!(&out[22..], &frame[22..]);
+    Ok(())
+}
+
+fn hook() -> impl Strategy<Value = At> {
+    prop_oneof![
+        3 => Just(At::Uplink),
+        1 => Just(At::Host),
+        3 => prop::sample::select(&world::MACHINES[..]).prop_map(At::Port),
+    ]
+}
+
+fn policy() -> impl Strategy<Value = u32> {
+    0..16u32
+}
+
+/// A frame of the rows at its hook, with some bytes changed, then cut or grown.
+fn nearly() -> impl Strategy<Value = (At, Vec<u8>, bool)> {
+    let rows: Vec<_> = rows::all()
+        .into_iter()
+        .filter(|row| row.gso_size == 0 && row.reason.name() != "unknown_port")
+        .map(|row| (row.at, row.frame))
+        .collect();
+    let change = (any::<prop::sample::Index>(), any::<u8>());
+    (
+        prop::sample::select(rows),
+        prop::collection::vec(change, 0..4),
+        prop_oneof![2 => Just(None), 1 => (0..200usize).prop_map(Some)],
+        // Most changes are found by a checksum; making it right again lets them through.
+        any::<bool>(),
+    )
+        .prop_map(|((at, mut frame), changes, length, mend)| {
+            for (index, value) in changes {
+                let at = index.index(frame.len());
+                frame[at] = value;
+            }
+            if let Some(length) = length {
+                frame.resize(length, 0);
+            }
+            if mend {
+                mend_checksums(&mut frame);
+            }
+            (at, frame, mend)
+        })
+}
+
+fn mend_checksums(bytes: &mut [u8]) {
+    let Ok(mut frame) = EthernetFrame::new_checked(bytes) else {
+        return;
+    };
+    match frame.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            if let Ok(mut packet) = Ipv4Packet::new_checked(frame.payload_mut())
+                && packet.header_len() >= 20
+            {
+                packet.fill_checksum();
+            }
+        }
+        EthernetProtocol::Ipv6 => {
+            if let Ok(mut packet) = Ipv6Packet::new_checked(frame.payload_mut())
+                && packet.next_header() == IpProtocol::Icmpv6
+            {
+                let (source, destination) = (packet.src_addr(), packet.dst_addr());
+                if let Ok(mut icmp) = Icmpv6Packet::new_checked(packet.payload_mut()) {
+                    icmp.fill_checksum(&source, &destination);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4096) })]
+
+    #[test]
+    fn any_bytes_are_handled(
+        at in hook(),
+        policy in policy(),
+        frame in prop::collection::vec(any::<u8>(), 0..200),
+        vlan in prop::option::of(0..4096u16),
+    ) {
+        let world = World::new(policy);
+        let meta = Meta {
+            length: frame.len() as u32,
+            gso_size: 0,
+            vlan: vlan.unwrap_or(0),
+            tagged: vlan.is_some(),
+        };
+        if let Some(verdict) = decide(&world, at, &frame, &meta) {
+            hold(&verdict, &frame)?;
+        }
+    }
+
+    #[test]
+    fn nearly_right_frames_are_handled((at, frame, _) in nearly(), policy in policy()) {
+        let world = World::new(policy);
+        let meta = Meta { length: frame.len() as u32, ..Meta::default() };
+        if let Some(verdict) = decide(&world, at, &frame, &meta) {
+            hold(&verdict, &frame)?;
+        }
+    }
+
+    /// `length` counts bytes that are not in reach, which no decision may rely on.
+    #[test]
+    fn frames_partly_out_of_reach_are_handled(
+        (at, frame, _) in nearly(),
+        beyond in 0..70_000u32,
+        gso_size in prop_oneof![Just(0u32), 1..2000u32],
+    ) {
+        let world = World::new(0);
+        let meta = Meta {
+            length: frame.len() as u32 + beyond,
+            gso_size,
+            ..Meta::default()
+        };
+        if let Some(verdict) = decide(&world, at, &frame, &meta) {
+            let _ = carry_out(&verdict, &frame);
+        }
+    }
+
+    #[test]
+    fn a_hop_keeps_the_header_right(mut header in any::<[u8; 20]>(), ttl in 1..=255u8) {
+        header[0] = 0x45;
+        header[2..4].copy_from_slice(&20u16.to_be_bytes());
+        header[8] = ttl;
+        let mut bytes = [&[0; 14][..], &header].concat();
+        Ipv4Packet::new_unchecked(&mut bytes[14..]).fill_checksum();
+        rewrite::take_hop(&mut bytes[..], Family::V4).expect("a whole header");
+        prop_assert!(Ipv4Packet::new_unchecked(&bytes[14..]).verify_checksum());
+        prop_assert!(checksum::ipv4_header_is_right(&bytes[..], 5));
+        prop_assert_eq!(bytes[22], ttl - 1);
+    }
+}
