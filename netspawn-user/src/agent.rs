@@ -385,7 +385,7 @@ impl Agent {
         for name in uplinks {
             new.push((uplink_check(host, name)?, mode));
         }
-        self.plane.attach(
+        let desired = self.plane.attach(
             &new,
             &Wanted {
                 snapshot: &self.snapshot,
@@ -393,7 +393,10 @@ impl Agent {
                 policy: self.policy,
                 deadline: self.deadline,
             },
-        )
+        )?;
+        // All ports are seen to again; none of them is new.
+        self.plane.take_newly_guarded();
+        Ok(desired)
     }
 }
 
