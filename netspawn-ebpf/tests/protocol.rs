@@ -100,7 +100,7 @@ const NOT_DECIDED: [Reason; 3] = [
 
 #[test]
 fn every_reason_has_a_row() {
-    let rows = rows::all();
+    let rows = host::all_rows();
     let missing: Vec<_> = Reason::ALL
         .iter()
         .filter(|reason| !NOT_DECIDED.contains(reason))
@@ -111,7 +111,7 @@ fn every_reason_has_a_row() {
 
 #[test]
 fn what_is_passed_is_unchanged() {
-    for row in rows::all() {
+    for row in host::all_rows() {
         if row.reason.kind() == Kind::Pass {
             assert_eq!(row.out.as_ref(), Some(&row.frame), "{}", row.name);
         }

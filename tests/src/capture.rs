@@ -60,6 +60,11 @@ impl Capture {
         crate::wait_until(limit, || self.frames().iter().any(|frame| wanted(frame)))
     }
 
+    /// Writes the frames so far as [`write_pcap`] does.
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        write_pcap(path, self.frames())
+    }
+
     /// Forgets what was recorded so far.
     pub fn clear(&mut self) {
         self.frames();
@@ -211,16 +216,13 @@ impl Tcpdump {
 
 /// Writes frames as a pcap file that tcpdump and wireshark read.
 pub fn write_pcap(path: &Path, frames: &[Vec<u8>]) -> Result<()> {
-    let mut file = Vec::new();
     // Magic, version 2.4, no time zone, no accuracy, longest frame, Ethernet.
-    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 1 << 18, 1] {
-        file.extend(word.to_ne_bytes());
-    }
+    let mut file = 0xa1b2_c3d4_u32.to_ne_bytes().to_vec();
+    file.extend([2_u16, 4].map(u16::to_ne_bytes).concat());
+    file.extend([0_u32, 0, 1 << 18, 1].map(u32::to_ne_bytes).concat());
     for frame in frames {
         let length = u32::try_from(frame.len())?;
-        for word in [0, 0, length, length] {
-            file.extend(word.to_ne_bytes());
-        }
+        file.extend([0, 0, length, length].map(u32::to_ne_bytes).concat());
         file.extend(frame);
     }
     fs::write(path, file).with_context(|| format!("cannot write {}", path.display()))

@@ -81,6 +81,15 @@ impl Cmd {
         self
     }
 
+    /// The signal it gets when the thread that started it ends, instead of SIGKILL.
+    pub fn farewell(mut self, signal: Signal) -> Self {
+        // SAFETY: a system call and nothing else is made between fork and exec.
+        unsafe {
+            self.command.pre_exec(move || Ok(set_pdeathsig(signal)?));
+        }
+        self
+    }
+
     /// How long it may take.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;

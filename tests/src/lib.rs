@@ -80,6 +80,19 @@ pub use traffic::{
 };
 pub use workdir::{Workdir, remount, remove as remove_folder};
 
+/// Makes two tests of each function that takes a [`Mode`]: `tc::NAME` and `xdp::NAME`.
+#[macro_export]
+macro_rules! in_each_mode {
+    ($($name:ident)*) => {
+        mod tc {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Mode::Tc) })*
+        }
+        mod xdp {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Mode::Xdp) })*
+        }
+    };
+}
+
 /// Asks `condition` again and again until it is true; false when `limit` is over.
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;

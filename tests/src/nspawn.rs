@@ -41,6 +41,7 @@ const PACKAGES: &[&str] = &[
 ];
 
 const BOOT: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(20);
 
 /// A running systemd host. Stopped, with its machines, when the value is dropped.
 pub struct SystemdHost {
@@ -72,6 +73,8 @@ impl SystemdHost {
             .args(["--quiet", "--boot", "--register=no", "--keep-unit"])
             .args(["--volatile=overlay", "--private-users=no"])
             .args(["--capability=all", "--system-call-filter=bpf"])
+            // Killed outright it would leave the box running.
+            .farewell(Signal::SIGTERM)
             .arg(format!("--machine=netspawn-box-{}", std::process::id()))
             .arg(format!("--network-veth-extra={LAN}:{UPLINK}"))
             .arg(format!("--directory={}", cached.join("root").display()))
@@ -82,7 +85,13 @@ impl SystemdHost {
                 program.display()
             ))
             .start()?;
-        let leader = leader(&mut process)?;
+        let leader = match leader(&mut process) {
+            Ok(leader) => leader,
+            Err(error) => {
+                let _ = process.end(Signal::SIGTERM, STOP);
+                return Err(error);
+            }
+        };
         let entry = PathBuf::from(format!("/proc/{leader}/ns/net"));
         let mut booted = SystemdHost {
             host: Ns::open("host", &entry)?,
@@ -285,8 +294,10 @@ impl Drop for SystemdHost {
             // systemd's signal for an orderly power-off; whatever is left is then killed.
             let pid = self.leader.to_string();
             let _ = Command::new("kill").args(["-s", "RTMIN+4", &pid]).status();
-            if !matches!(process.wait(Duration::from_secs(20)), Ok(Some(_))) {
-                let _ = process.end(Signal::SIGKILL, Duration::from_secs(5));
+            if !matches!(process.wait(STOP), Ok(Some(_))) {
+                // All in its process namespace go with the first one.
+                let _ = Command::new("kill").args(["-s", "KILL", &pid]).status();
+                let _ = process.wait(STOP);
             }
         }
         for cgroup in &self.cgroups {
@@ -329,7 +340,6 @@ fn leader(process: &mut Process) -> Result<u32> {
 }
 
 /// Where systemd-nspawn will put the box's processes and leave an empty group behind.
-/// Groups that exist already are somebody else's.
 fn payload_cgroups() -> Vec<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut groups = Vec::new();
@@ -345,9 +355,8 @@ fn payload_cgroups() -> Vec<PathBuf> {
         };
         for root in roots {
             let parent = Path::new(root).join(path.trim_start_matches('/'));
-            let group = parent.join("payload");
-            if parent.join("cgroup.procs").exists() && !group.exists() {
-                groups.push(group);
+            if parent.join("cgroup.procs").exists() {
+                groups.push(parent.join("payload"));
             }
         }
     }
@@ -360,7 +369,7 @@ fn remove_cgroup(group: &Path) {
             remove_cgroup(&entry.path());
         }
     }
-    // The kernel refuses while a process is in it.
+    // The kernel refuses while a process is in it: it is in use by somebody else then.
     let _ = fs::remove_dir(group);
 }
 

@@ -10,23 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{
     Attached, Capture, Counter, Delegation, Direction, FAR4, FAR6, GATEWAY4, GATEWAY6, HOST0,
     HOST4, HOST6, INSIDE, Kind, LAN, Lab, Machine, Mode, Ns, Snapshot, Spec, UPLINK, all_reachable,
-    ping, ping_sized, ready_for, tcp, udp, unreachable, wait_until,
+    in_each_mode, ping, ping_sized, ready_for, tcp, udp, unreachable, wait_until,
 };
 
 const MEGABYTES: usize = 3 << 20;
 
-macro_rules! in_each_mode {
-    ($($name:ident)*) => {
-        mod tc {
-            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(super::Mode::Tc) })*
-        }
-        mod xdp {
-            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(super::Mode::Xdp) })*
-        }
-    };
-}
-
 in_each_mode! {
+    programs_are_where_the_mode_says
     arping_is_answered_with_the_uplinks_address
     ndisc6_is_answered_with_the_uplinks_address
     neighbors_cannot_take_an_owned_address
@@ -53,6 +43,21 @@ fn both(machine: &Machine) -> [IpAddr; 2] {
 
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn programs_are_where_the_mode_says(mode: Mode) -> Result<()> {
+    let on = Attached::usual(mode)?;
+    let (word, native) = match mode {
+        Mode::Tc => ("tc", false),
+        Mode::Xdp => ("xdp", true),
+    };
+    let uplink = &on.lab.json("status")?["uplinks"][0];
+    assert_eq!(uplink["name"], UPLINK);
+    assert_eq!(uplink["mode"], word);
+    let link = on.lab.host.run(&format!("ip -d link show dev {UPLINK}"))?;
+    assert_eq!(link.contains("prog/xdp"), native, "{link}");
+    assert!(!link.contains("xdpgeneric"), "{link}");
+    Ok(())
 }
 
 fn arping_is_answered_with_the_uplinks_address(mode: Mode) -> Result<()> {

@@ -9,19 +9,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{
     Agent, Attached, FAR4, HOST0, Lab, Mode, Ns, Process, Signal, Snapshot, Spec, UPLINK,
-    all_reachable, ping, ready_for, unreachable, wait_ping, wait_until,
+    all_reachable, in_each_mode, ping, ready_for, unreachable, wait_ping, wait_until,
 };
-
-macro_rules! in_each_mode {
-    ($($name:ident)*) => {
-        mod tc {
-            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(super::Mode::Tc) })*
-        }
-        mod xdp {
-            $(#[test] fn $name() -> anyhow::Result<()> { super::$name(super::Mode::Xdp) })*
-        }
-    };
-}
 
 in_each_mode! {
     killed_agent_changes_nothing

@@ -5,8 +5,8 @@ use crate::abi::{Endpoint, HOST, NOBODY, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
 use crate::verdict::{Action, Family, Reason, Verdict};
 use crate::wire::{
-    Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, Words6, checksum, is_link_local6,
-    is_loopback6, is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
+    Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, Words6, checksum, is_link_local6, is_loopback6,
+    is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
 };
 
 /// Who sent a packet.

@@ -97,14 +97,19 @@ fn examine<F: Frame + ?Sized>(frame: &F, ip: &Ip6, target: &Words6, wanted: u8) 
 /// What makes a sound message a solicitation (RFC 4861 7.1.1), whose target is
 /// its destination or in the destination's solicited-node group.
 #[inline(always)]
-fn is_solicitation(ip: &Ip6, target: &Words6, option: MacWord) -> bool {
+fn is_solicitation(ip: &Ip6, target: &Words6, option: MacWord, eth: &EthHdr) -> bool {
     let group = ip.destination == solicited_node(target);
     let addressed = if is_unspecified6(&ip.source) {
         group && option == NO_OPTION
     } else {
         !is_multicast6(&ip.source) && (group || ip.destination == *target)
     };
-    let usable = option == NO_OPTION || option != 0 && !is_multicast_mac(&word_mac(option));
+    // The answer goes to one station.
+    let usable = if option == NO_OPTION {
+        !is_multicast_mac(&eth.src_addr)
+    } else {
+        option != 0 && !is_multicast_mac(&word_mac(option))
+    };
     addressed && usable
 }
 
@@ -121,7 +126,7 @@ fn answer_sound<'a, F: Frame + ?Sized>(
     if let Some(fault) = examined.fault {
         return Verdict::pass(fault);
     }
-    if !is_solicitation(ip, target, examined.option) {
+    if !is_solicitation(ip, target, examined.option, eth) {
         return Verdict::pass(Reason::Malformed);
     }
     answer(ip, examined.option, eth, mac, false)
@@ -274,7 +279,7 @@ where
             drop(Reason::Silent)
         };
     }
-    if !is_solicitation(ip, &target, option) {
+    if !is_solicitation(ip, &target, option, eth) {
         return drop(Reason::BadFrame);
     }
     if !is_multicast_mac(&eth.dst_addr) && eth.dst_addr != endpoint.port_mac {

@@ -14,7 +14,18 @@ use netspawn_ebpf::{
     wire::{Ipv4, Ipv6, MIN_FRAME, Words6, ndp::ADVERTISEMENT_FRAME, words6},
 };
 
-use crate::rows::{At, world};
+use crate::rows::{self, At, Row, world};
+
+/// Every row there is.
+pub fn all_rows() -> Vec<Row> {
+    [
+        rows::arp::rows(),
+        rows::ndp::rows(),
+        rows::forward::rows(),
+        rows::guard::rows(),
+    ]
+    .concat()
+}
 
 /// The world of the rows.
 pub struct World {

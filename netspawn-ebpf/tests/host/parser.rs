@@ -34,26 +34,6 @@ pub enum Said {
     Packet,
 }
 
-/// What was asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Question {
-    /// The owner of this address.
-    V4([u8; 4]),
-    /// As above.
-    V6([u8; 16]),
-}
-
-impl Said {
-    /// The question that this answers.
-    pub fn answers(&self) -> Option<Question> {
-        match self {
-            Said::IsAt { spa, .. } => Some(Question::V4(*spa)),
-            Said::Advertises { target, .. } => Some(Question::V6(*target)),
-            Said::Pong | Said::Packet => None,
-        }
-    }
-}
-
 /// Reads a frame; every checksum in it must be right.
 ///
 /// # Errors
@@ -136,8 +116,13 @@ fn ipv6(frame: &EthernetFrame<&[u8]>) -> Result<Said, String> {
         );
     }
     let icmp = Icmpv6Packet::new_checked(packet.payload()).map_err(|_| "ICMPv6 cut short")?;
-    let message = Icmpv6Repr::parse(&source, &destination, &icmp, &ChecksumCapabilities::default())
-        .map_err(|_| "ICMPv6 checksum")?;
+    let message = Icmpv6Repr::parse(
+        &source,
+        &destination,
+        &icmp,
+        &ChecksumCapabilities::default(),
+    )
+    .map_err(|_| "ICMPv6 checksum")?;
     match message {
         Icmpv6Repr::EchoReply { .. } => Ok(Said::Pong),
         Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {

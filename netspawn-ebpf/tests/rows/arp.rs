@@ -85,8 +85,18 @@ fn uplink() -> Vec<Row> {
         answer("A2 probe (RFC 5227 2.1.1, 2.4)", probe),
         Row::pass("A3 nobody's target", at, asks(FREE4).padded(0), NotOwned),
         Row::pass("A3 owner not up", at, asks(ip4(DOWN)).padded(0), NotOwned),
-        Row::pass("A4 gratuitous request (RFC 5227 2.4)", at, claims.padded(0), AddressConflict),
-        Row::pass("A4 gratuitous reply", at, claims_by_reply.padded(0), AddressConflict),
+        Row::pass(
+            "A4 gratuitous request (RFC 5227 2.4)",
+            at,
+            claims.padded(0),
+            AddressConflict,
+        ),
+        Row::pass(
+            "A4 gratuitous reply",
+            at,
+            claims_by_reply.padded(0),
+            AddressConflict,
+        ),
         Row::pass(
             "A4 a question from an owned address",
             at,
@@ -99,7 +109,12 @@ fn uplink() -> Vec<Row> {
             Arp::who_has(ip4(WEB), UPLINK, ip4(WEB)).padded(0),
             ForHost,
         ),
-        Row::pass("A5 request for the host", at, asks(HOST4).padded(0), ForHost),
+        Row::pass(
+            "A5 request for the host",
+            at,
+            asks(HOST4).padded(0),
+            ForHost,
+        ),
         Row::pass(
             "A5 reply to the host",
             at,
@@ -119,16 +134,38 @@ fn uplink() -> Vec<Row> {
         answer("A6b sender is not the Ethernet source", router).also(ArpSourceDiffers),
         answer("A7 tag of the machine's VLAN (802.1Q)", tagged_asks).vlan(VLAN),
         answer("A7 priority tag", asked).vlan(0),
-        Row::pass("A7 tag of another VLAN", at, tagged_asks.padded(0), VlanPass).vlan(VLAN + 1),
-        Row::pass("A7 a tag where there is none", at, asked.padded(0), VlanPass).vlan(VLAN),
-        Row::pass("A7 no tag where there is one", at, tagged_asks.padded(0), VlanPass),
+        Row::pass(
+            "A7 tag of another VLAN",
+            at,
+            tagged_asks.padded(0),
+            VlanPass,
+        )
+        .vlan(VLAN + 1),
+        Row::pass(
+            "A7 a tag where there is none",
+            at,
+            asked.padded(0),
+            VlanPass,
+        )
+        .vlan(VLAN),
+        Row::pass(
+            "A7 no tag where there is one",
+            at,
+            tagged_asks.padded(0),
+            VlanPass,
+        ),
         Row::pass(
             "A7 tag inside the frame",
             at,
             tagged(&tagged_asks.padded(0), VLAN),
             OtherProtocol,
         ),
-        Row::pass("LLDP goes to the stack", at, other(ASKER, UPLINK, 0x88cc), OtherProtocol),
+        Row::pass(
+            "LLDP goes to the stack",
+            at,
+            other(ASKER, UPLINK, 0x88cc),
+            OtherProtocol,
+        ),
     ]
 }
 
@@ -138,8 +175,14 @@ fn malformed() -> Vec<Row> {
     let frame = asked.padded(0);
     let not = |name, frame| Row::pass(name, at, frame, Reason::Malformed);
     vec![
-        not("A6 hardware type not Ethernet", patch(frame.clone(), 14, &[0, 6])),
-        not("A6 protocol type not IPv4", patch(frame.clone(), 16, &[0x86, 0xdd])),
+        not(
+            "A6 hardware type not Ethernet",
+            patch(frame.clone(), 14, &[0, 6]),
+        ),
+        not(
+            "A6 protocol type not IPv4",
+            patch(frame.clone(), 16, &[0x86, 0xdd]),
+        ),
         not("A6 hardware length", patch(frame.clone(), 18, &[8])),
         not("A6 protocol length", patch(frame.clone(), 19, &[16])),
         not("A6 operation 0", patch(frame.clone(), 20, &[0, 0])),
@@ -162,7 +205,11 @@ fn host() -> Vec<Row> {
     };
     vec![
         answer("the host asks for a machine", asks(ip4(WEB)), port_mac(WEB)),
-        answer("the host asks for an address inside a prefix", asks(CARVED4), port_mac(DB)),
+        answer(
+            "the host asks for an address inside a prefix",
+            asks(CARVED4),
+            port_mac(DB),
+        ),
         answer(
             "the host asks again, unicast",
             Arp {
@@ -171,8 +218,18 @@ fn host() -> Vec<Row> {
             },
             port_mac(WEB),
         ),
-        Row::pass("the host asks for a machine that is not up", at, asks(ip4(DOWN)).frame(), NotOwned),
-        Row::pass("the host asks for a station", at, asks(ASKER4).frame(), NotOwned),
+        Row::pass(
+            "the host asks for a machine that is not up",
+            at,
+            asks(ip4(DOWN)).frame(),
+            NotOwned,
+        ),
+        Row::pass(
+            "the host asks for a station",
+            at,
+            asks(ASKER4).frame(),
+            NotOwned,
+        ),
         Row::pass(
             "the host announces a machine's address",
             at,
@@ -185,7 +242,13 @@ fn host() -> Vec<Row> {
             Arp::who_has(HOST4, ASKER, ASKER4).is_at(UPLINK).frame(),
             ForHost,
         ),
-        Row::pass("the host's tagged frames are its own", at, asks(ip4(WEB)).frame(), VlanPass).vlan(5),
+        Row::pass(
+            "the host's tagged frames are its own",
+            at,
+            asks(ip4(WEB)).frame(),
+            VlanPass,
+        )
+        .vlan(5),
     ]
 }
 
@@ -221,8 +284,16 @@ fn port() -> Vec<Row> {
             "P1 from an address inside its prefix",
             Arp::who_has(GATEWAY4, mac(WEB), INSIDE4),
         ),
-        drop("P2 its own address probed (RFC 5227 2.1.1)", probes(ip4(WEB)), Silent),
-        drop("P2 an address of its prefix probed", probes(INSIDE4), Silent),
+        drop(
+            "P2 its own address probed (RFC 5227 2.1.1)",
+            probes(ip4(WEB)),
+            Silent,
+        ),
+        drop(
+            "P2 an address of its prefix probed",
+            probes(INSIDE4),
+            Silent,
+        ),
         answer("P3 another machine's address probed", probes(ip4(DB))),
         answer("P3 the host's address probed", probes(HOST4)),
         answer("P3 the gateway's address probed", probes(GATEWAY4)),
@@ -255,7 +326,11 @@ fn port() -> Vec<Row> {
             },
             SpoofedMac,
         ),
-        drop("P5 another's MAC throughout", Arp::who_has(GATEWAY4, mac(DB), ip4(WEB)), SpoofedMac),
+        drop(
+            "P5 another's MAC throughout",
+            Arp::who_has(GATEWAY4, mac(DB), ip4(WEB)),
+            SpoofedMac,
+        ),
         drop(
             "P5 reply for another's address",
             Arp::who_has(ip4(DB), ASKER, ASKER4).is_at(mac(WEB)),
@@ -280,8 +355,16 @@ fn port() -> Vec<Row> {
             ForHost,
         ),
         drop("P1 for 0.0.0.0: no station has it", asks(NONE), Silent),
-        drop("P1 for a group: no station has it", asks([224, 0, 0, 1]), Silent),
-        drop("P1 for 127.0.0.1: no station has it", asks([127, 0, 0, 1]), Silent),
+        drop(
+            "P1 for a group: no station has it",
+            asks([224, 0, 0, 1]),
+            Silent,
+        ),
+        drop(
+            "P1 for 127.0.0.1: no station has it",
+            asks([127, 0, 0, 1]),
+            Silent,
+        ),
         Row::drop(
             "P5 truncated",
             at,
@@ -298,6 +381,12 @@ fn port() -> Vec<Row> {
                 .is_at(port_mac(BRIDGE))
                 .frame(),
         ),
-        Row::drop("a frame on a port that is nobody's", At::Port(NOBODY), asks(GATEWAY4).frame(), UnknownPort, NOBODY),
+        Row::drop(
+            "a frame on a port that is nobody's",
+            At::Port(NOBODY),
+            asks(GATEWAY4).frame(),
+            UnknownPort,
+            NOBODY,
+        ),
     ]
 }

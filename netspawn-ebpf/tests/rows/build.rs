@@ -268,12 +268,7 @@ impl<A: Copy> Packet<A> {
 }
 
 /// A UDP packet.
-pub fn packet<A>(
-    source_mac: Mac,
-    destination_mac: Mac,
-    source: A,
-    destination: A,
-) -> Packet<A> {
+pub fn packet<A>(source_mac: Mac, destination_mac: Mac, source: A, destination: A) -> Packet<A> {
     Packet {
         source_mac,
         destination_mac,

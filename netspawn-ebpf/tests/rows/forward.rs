@@ -29,12 +29,26 @@ fn to6(destination: Ipv6) -> Packet<Ipv6> {
 
 fn in4(name: &'static str, packet: Packet<Ipv4>, id: Owner) -> Row {
     let out = packet.hop(port_mac(id), mac(id)).frame();
-    Row::forward(name, At::Uplink, packet.frame(), Reason::ForwardedIn, id, out)
+    Row::forward(
+        name,
+        At::Uplink,
+        packet.frame(),
+        Reason::ForwardedIn,
+        id,
+        out,
+    )
 }
 
 fn in6(name: &'static str, packet: Packet<Ipv6>, id: Owner) -> Row {
     let out = packet.hop(port_mac(id), mac(id)).frame();
-    Row::forward(name, At::Uplink, packet.frame(), Reason::ForwardedIn, id, out)
+    Row::forward(
+        name,
+        At::Uplink,
+        packet.frame(),
+        Reason::ForwardedIn,
+        id,
+        out,
+    )
 }
 
 fn network4() -> Vec<Row> {
@@ -42,8 +56,12 @@ fn network4() -> Vec<Row> {
     let at = At::Uplink;
     let web = to4(ip4(WEB));
     let small = to4(ip4(SMALL));
-    let drop = |name, packet: Packet<Ipv4>, reason, id| Row::drop(name, at, packet.frame(), reason, id);
-    let from = |source| Packet { source, ..to4(ip4(WEB)) };
+    let drop =
+        |name, packet: Packet<Ipv4>, reason, id| Row::drop(name, at, packet.frame(), reason, id);
+    let from = |source| Packet {
+        source,
+        ..to4(ip4(WEB))
+    };
     let padded = Packet {
         inner: Inner::Udp(1, 2, 3),
         ..web.clone()
@@ -52,40 +70,131 @@ fn network4() -> Vec<Row> {
         in4("F1 UDP (RFC 1812 5.3.1)", web.clone(), WEB),
         in4("F1 TCP", web.with(Inner::Tcp(100)), WEB),
         in4("F1 inside a prefix", to4(INSIDE4), WEB),
-        in4("F1 inside a longer prefix of another machine", to4(CARVED4), DB),
+        in4(
+            "F1 inside a longer prefix of another machine",
+            to4(CARVED4),
+            DB,
+        ),
         in4("F1 TTL 255", web.hops(255), WEB),
         in4("F1 TTL 2", web.hops(2), WEB),
         in4("F1 1,500 bytes", web.with(UDP_1472), WEB),
         in4("F1 to a tap", to4(ip4(BRIDGE)), BRIDGE),
-        in4("F1 with the tag of the machine's VLAN", to4(ip4(TAGGED)), TAGGED).vlan(VLAN),
+        in4(
+            "F1 with the tag of the machine's VLAN",
+            to4(ip4(TAGGED)),
+            TAGGED,
+        )
+        .vlan(VLAN),
         Row::pass("F1 with another tag", at, web.frame(), VlanPass).vlan(VLAN),
         Row::pass("F1 without the tag", at, to4(ip4(TAGGED)).frame(), VlanPass),
         drop("F2 TTL 1 (RFC 1812 5.3.1)", web.hops(1), TtlExceeded, WEB),
         drop("F2 TTL 0", web.hops(0), TtlExceeded, WEB),
-        drop("F3 larger than the port's MTU (RFC 1191)", small.with(UDP_1472), TooBig, SMALL),
-        in4("F3 as large as the port's MTU", small.with(Inner::Udp(1, 2, 1252)), SMALL),
-        drop("F3 one byte larger", small.with(Inner::Udp(1, 2, 1253)), TooBig, SMALL),
+        drop(
+            "F3 larger than the port's MTU (RFC 1191)",
+            small.with(UDP_1472),
+            TooBig,
+            SMALL,
+        ),
+        in4(
+            "F3 as large as the port's MTU",
+            small.with(Inner::Udp(1, 2, 1252)),
+            SMALL,
+        ),
+        drop(
+            "F3 one byte larger",
+            small.with(Inner::Udp(1, 2, 1253)),
+            TooBig,
+            SMALL,
+        ),
         in4("F5 segments fit: TCP", small.with(Inner::Tcp(2480)), SMALL).gso(1240),
-        in4("F5 segments fit: UDP", small.with(Inner::Udp(1, 2, 2504)), SMALL).gso(1252),
-        drop("F5 segments do not fit: TCP", small.with(Inner::Tcp(2480)), TooBig, SMALL).gso(1241),
-        drop("F5 segments do not fit: UDP", small.with(Inner::Udp(1, 2, 2504)), TooBig, SMALL).gso(1253),
-        in4("F6 four bytes of IP options", web.with(Inner::Options(4, 1, 2)), WEB),
-        in4("F6 forty bytes of IP options", web.with(Inner::Options(40, 1, 2)), WEB),
+        in4(
+            "F5 segments fit: UDP",
+            small.with(Inner::Udp(1, 2, 2504)),
+            SMALL,
+        )
+        .gso(1252),
+        drop(
+            "F5 segments do not fit: TCP",
+            small.with(Inner::Tcp(2480)),
+            TooBig,
+            SMALL,
+        )
+        .gso(1241),
+        drop(
+            "F5 segments do not fit: UDP",
+            small.with(Inner::Udp(1, 2, 2504)),
+            TooBig,
+            SMALL,
+        )
+        .gso(1253),
+        in4(
+            "F6 four bytes of IP options",
+            web.with(Inner::Options(4, 1, 2)),
+            WEB,
+        ),
+        in4(
+            "F6 forty bytes of IP options",
+            web.with(Inner::Options(40, 1, 2)),
+            WEB,
+        ),
         in4("F6 a fragment", web.with(Inner::Fragment), WEB),
-        in4("F6 a protocol of no number", web.with(Inner::Other(253, vec![1, 2, 3])), WEB),
-        in4("F6 nothing behind the header", web.with(Inner::Other(253, vec![])), WEB),
-        drop("F7 source is a machine's (RFC 1812 5.3.7)", from(ip4(DB)), MartianSource, WEB),
+        in4(
+            "F6 a protocol of no number",
+            web.with(Inner::Other(253, vec![1, 2, 3])),
+            WEB,
+        ),
+        in4(
+            "F6 nothing behind the header",
+            web.with(Inner::Other(253, vec![])),
+            WEB,
+        ),
+        drop(
+            "F7 source is a machine's (RFC 1812 5.3.7)",
+            from(ip4(DB)),
+            MartianSource,
+            WEB,
+        ),
         drop("F7 source is the host's", from(HOST4), MartianSource, WEB),
-        drop("F7 source is in a machine's prefix", from(INSIDE4), MartianSource, WEB),
-        drop("F7 source multicast", from([224, 0, 0, 9]), MartianSource, WEB),
+        drop(
+            "F7 source is in a machine's prefix",
+            from(INSIDE4),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F7 source multicast",
+            from([224, 0, 0, 9]),
+            MartianSource,
+            WEB,
+        ),
         drop("F7 source broadcast", from([255; 4]), MartianSource, WEB),
-        drop("F7 source loopback", from([127, 0, 0, 1]), MartianSource, WEB),
+        drop(
+            "F7 source loopback",
+            from([127, 0, 0, 1]),
+            MartianSource,
+            WEB,
+        ),
         drop("F7 source 0/8", from([0, 0, 0, 7]), MartianSource, WEB),
-        drop("F7 source is the destination", from(ip4(WEB)), MartianSource, WEB),
-        drop("F9 machine not up (RFC 1812 4.3.3.1)", to4(ip4(DOWN)), EndpointDown, DOWN),
+        drop(
+            "F7 source is the destination",
+            from(ip4(WEB)),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F9 machine not up (RFC 1812 4.3.3.1)",
+            to4(ip4(DOWN)),
+            EndpointDown,
+            DOWN,
+        ),
         Row::pass("F10 nobody's", at, to4(FREE4).frame(), NotOwned),
         Row::pass("F10 the host's", at, to4(HOST4).frame(), ForHost),
-        Row::pass("F10 TTL 1, not ours to count", at, to4(HOST4).hops(1).frame(), ForHost),
+        Row::pass(
+            "F10 TTL 1, not ours to count",
+            at,
+            to4(HOST4).hops(1).frame(),
+            ForHost,
+        ),
         Row::pass("F10 broadcast", at, to4([255; 4]).frame(), NotOwned),
         Row::pass(
             "F10 to another station's MAC",
@@ -117,8 +226,12 @@ fn network6() -> Vec<Row> {
     let at = At::Uplink;
     let web = to6(ip6(WEB));
     let small = to6(ip6(SMALL));
-    let drop = |name, packet: Packet<Ipv6>, reason, id| Row::drop(name, at, packet.frame(), reason, id);
-    let from = |source| Packet { source, ..to6(ip6(WEB)) };
+    let drop =
+        |name, packet: Packet<Ipv6>, reason, id| Row::drop(name, at, packet.frame(), reason, id);
+    let from = |source| Packet {
+        source,
+        ..to6(ip6(WEB))
+    };
     let mut loopback = [0; 16];
     loopback[15] = 1;
     let mut group = [0; 16];
@@ -136,31 +249,105 @@ fn network6() -> Vec<Row> {
         in6("F1 hop limit 2", web.hops(2), WEB),
         in6("F1 1,500 bytes", web.with(UDP_1452), WEB),
         in6("F1 to a tap", to6(ip6(BRIDGE)), BRIDGE),
-        in6("F1 with the tag of the machine's VLAN", to6(ip6(TAGGED)), TAGGED).vlan(VLAN),
+        in6(
+            "F1 with the tag of the machine's VLAN",
+            to6(ip6(TAGGED)),
+            TAGGED,
+        )
+        .vlan(VLAN),
         Row::pass("F1 with another tag", at, web.frame(), VlanPass).vlan(VLAN),
         drop("F2 hop limit 1 (RFC 8200 3)", web.hops(1), TtlExceeded, WEB),
         drop("F2 hop limit 0", web.hops(0), TtlExceeded, WEB),
-        drop("F3 larger than the port's MTU (RFC 8201)", small.with(UDP_1452), TooBig, SMALL),
-        in6("F3 as large as the port's MTU", small.with(Inner::Udp(1, 2, 1232)), SMALL),
-        drop("F3 one byte larger", small.with(Inner::Udp(1, 2, 1233)), TooBig, SMALL),
+        drop(
+            "F3 larger than the port's MTU (RFC 8201)",
+            small.with(UDP_1452),
+            TooBig,
+            SMALL,
+        ),
+        in6(
+            "F3 as large as the port's MTU",
+            small.with(Inner::Udp(1, 2, 1232)),
+            SMALL,
+        ),
+        drop(
+            "F3 one byte larger",
+            small.with(Inner::Udp(1, 2, 1233)),
+            TooBig,
+            SMALL,
+        ),
         in6("F5 segments fit: TCP", small.with(Inner::Tcp(2440)), SMALL).gso(1220),
-        drop("F5 segments do not fit: TCP", small.with(Inner::Tcp(2440)), TooBig, SMALL).gso(1221),
+        drop(
+            "F5 segments do not fit: TCP",
+            small.with(Inner::Tcp(2440)),
+            TooBig,
+            SMALL,
+        )
+        .gso(1221),
         in6("F6 a hop-by-hop header", web.with(Inner::HopByHop), WEB),
         in6("F6 a fragment", web.with(Inner::Fragment), WEB),
-        in6("F6 an unknown transport", web.with(Inner::Other(253, vec![128, 0, 1, 2, 3, 4])), WEB),
+        in6(
+            "F6 an unknown transport",
+            web.with(Inner::Other(253, vec![128, 0, 1, 2, 3, 4])),
+            WEB,
+        ),
         in6("F6 no next header", web.with(Inner::Other(59, vec![])), WEB),
-        drop("F7 source is a machine's", from(ip6(DB)), MartianSource, WEB),
+        drop(
+            "F7 source is a machine's",
+            from(ip6(DB)),
+            MartianSource,
+            WEB,
+        ),
         drop("F7 source is the host's", from(HOST6), MartianSource, WEB),
-        drop("F7 source is in a machine's prefix", from(INSIDE6), MartianSource, WEB),
-        drop("F7 source multicast (RFC 4291 2.7)", from(group), MartianSource, WEB),
-        drop("F7 source loopback (RFC 4291 2.5.3)", from(loopback), MartianSource, WEB),
-        drop("F7 source unspecified (RFC 4291 2.5.2)", from([0; 16]), MartianSource, WEB),
-        drop("F7 source is the destination", from(ip6(WEB)), MartianSource, WEB),
-        drop("F7 source link-local (RFC 4291 2.5.6)", from(guest_link_local(9)), MartianSource, WEB),
-        drop("F9 machine not up (RFC 4443 3.1)", to6(ip6(DOWN)), EndpointDown, DOWN),
+        drop(
+            "F7 source is in a machine's prefix",
+            from(INSIDE6),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F7 source multicast (RFC 4291 2.7)",
+            from(group),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F7 source loopback (RFC 4291 2.5.3)",
+            from(loopback),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F7 source unspecified (RFC 4291 2.5.2)",
+            from([0; 16]),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F7 source is the destination",
+            from(ip6(WEB)),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F7 source link-local (RFC 4291 2.5.6)",
+            from(guest_link_local(9)),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F9 machine not up (RFC 4443 3.1)",
+            to6(ip6(DOWN)),
+            EndpointDown,
+            DOWN,
+        ),
         Row::pass("F10 nobody's", at, to6(FREE6).frame(), NotOwned),
         Row::pass("F10 the host's", at, to6(HOST6).frame(), ForHost),
-        Row::pass("F10 to another station's MAC", at, web.via(ASKER, ROUTER).frame(), NotForUs),
+        Row::pass(
+            "F10 to another station's MAC",
+            at,
+            web.via(ASKER, ROUTER).frame(),
+            NotForUs,
+        ),
         Row::forward(
             "F11 short, with padding",
             at,
@@ -180,23 +367,48 @@ fn bad4() -> Vec<Row> {
     let options = to4(ip4(WEB)).with(Inner::Options(40, 1, 2)).frame();
     let length = |length: u16| fix4(patch(frame.clone(), 16, &length.to_be_bytes()));
     vec![
-        drop("F8 IHL 4 (RFC 1812 5.2.2)", patch(frame.clone(), 14, &[0x44])),
+        drop(
+            "F8 IHL 4 (RFC 1812 5.2.2)",
+            patch(frame.clone(), 14, &[0x44]),
+        ),
         drop("F8 IHL 0", patch(frame.clone(), 14, &[0x40])),
-        drop("F8 IHL 15 where there are no options", patch(frame.clone(), 14, &[0x4f])),
+        drop(
+            "F8 IHL 15 where there are no options",
+            patch(frame.clone(), 14, &[0x4f]),
+        ),
         drop("F8 version 6", patch(frame.clone(), 14, &[0x65])),
         drop("F8 version 0", patch(frame.clone(), 14, &[0x05])),
         drop("F8 total length past the frame", length(61)),
         drop("F8 total length far past the frame", length(0xffff)),
         drop("F8 total length below the header", length(19)),
         drop("F8 total length 0", length(0)),
-        drop("F8 header checksum off by one", patch(frame.clone(), 24, &[frame[24].wrapping_add(1)])),
+        drop(
+            "F8 header checksum off by one",
+            patch(frame.clone(), 24, &[frame[24].wrapping_add(1)]),
+        ),
         drop("F8 header checksum zero", patch(frame.clone(), 24, &[0, 0])),
-        drop("F8 an option changed under the checksum", patch(options.clone(), 73, &[0])),
-        drop("F8 total length within the options", fix4(patch(options.clone(), 16, &[0, 40]))),
+        drop(
+            "F8 an option changed under the checksum",
+            patch(options.clone(), 73, &[0]),
+        ),
+        drop(
+            "F8 total length within the options",
+            fix4(patch(options.clone(), 16, &[0, 40])),
+        ),
         drop("F8 truncated in the options", cut(options, 50)),
         drop("F8 truncated behind the header", cut(frame.clone(), 40)),
-        Row::pass("F8 truncated in the header", At::Uplink, cut(frame.clone(), 33), Malformed),
-        Row::pass("F8 no more than an Ethernet header", At::Uplink, cut(frame, 14), Malformed),
+        Row::pass(
+            "F8 truncated in the header",
+            At::Uplink,
+            cut(frame.clone(), 33),
+            Malformed,
+        ),
+        Row::pass(
+            "F8 no more than an Ethernet header",
+            At::Uplink,
+            cut(frame, 14),
+            Malformed,
+        ),
     ]
 }
 
@@ -205,12 +417,31 @@ fn bad6() -> Vec<Row> {
     let frame = to6(ip6(WEB)).frame();
     let drop = |name, frame| Row::drop(name, At::Uplink, frame, BadHeader, WEB);
     vec![
-        drop("F8 version 4 (RFC 8200 3)", patch(frame.clone(), 14, &[0x40])),
-        drop("F8 payload length past the frame", patch(frame.clone(), 18, &41_u16.to_be_bytes())),
-        drop("F8 payload length far past the frame", patch(frame.clone(), 18, &[0xff, 0xff])),
+        drop(
+            "F8 version 4 (RFC 8200 3)",
+            patch(frame.clone(), 14, &[0x40]),
+        ),
+        drop(
+            "F8 payload length past the frame",
+            patch(frame.clone(), 18, &41_u16.to_be_bytes()),
+        ),
+        drop(
+            "F8 payload length far past the frame",
+            patch(frame.clone(), 18, &[0xff, 0xff]),
+        ),
         drop("F8 truncated behind the header", cut(frame.clone(), 60)),
-        Row::pass("F8 truncated in the header", At::Uplink, cut(frame.clone(), 53), Malformed),
-        Row::pass("F8 no more than an Ethernet header", At::Uplink, cut(frame, 14), Malformed),
+        Row::pass(
+            "F8 truncated in the header",
+            At::Uplink,
+            cut(frame.clone(), 53),
+            Malformed,
+        ),
+        Row::pass(
+            "F8 no more than an Ethernet header",
+            At::Uplink,
+            cut(frame, 14),
+            Malformed,
+        ),
     ]
 }
 
@@ -235,10 +466,36 @@ fn host() -> Vec<Row> {
         out4("the host to a machine of any tenant", to4(ip4(ACME)), ACME),
         out6("the host to a machine, IPv6", to6(ip6(WEB)), WEB),
         out6("the host to a prefix, IPv6", to6(INSIDE6), WEB),
-        out6("the host to a machine, hop limit 1", to6(ip6(WEB)).hops(1), WEB),
-        Row::drop("the host to a machine that is not up", at, to4(ip4(DOWN)).frame(), EndpointDown, DOWN),
-        Row::drop("the host, larger than the port's MTU", at, to4(ip4(SMALL)).with(UDP_1472).frame(), TooBig, SMALL),
-        Row::pass("the host to a station, IPv4", at, to4(ASKER4).frame(), NotOwned),
-        Row::pass("the host to a station, IPv6", at, to6(ASKER6).frame(), NotOwned),
+        out6(
+            "the host to a machine, hop limit 1",
+            to6(ip6(WEB)).hops(1),
+            WEB,
+        ),
+        Row::drop(
+            "the host to a machine that is not up",
+            at,
+            to4(ip4(DOWN)).frame(),
+            EndpointDown,
+            DOWN,
+        ),
+        Row::drop(
+            "the host, larger than the port's MTU",
+            at,
+            to4(ip4(SMALL)).with(UDP_1472).frame(),
+            TooBig,
+            SMALL,
+        ),
+        Row::pass(
+            "the host to a station, IPv4",
+            at,
+            to4(ASKER4).frame(),
+            NotOwned,
+        ),
+        Row::pass(
+            "the host to a station, IPv6",
+            at,
+            to6(ASKER6).frame(),
+            NotOwned,
+        ),
     ]
 }

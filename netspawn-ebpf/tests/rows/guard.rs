@@ -60,25 +60,77 @@ fn source() -> Vec<Row> {
     let spoofed_mac6 = to6(FAR6).via(mac(DB), port_mac(WEB));
     let bridged = packet(mac(0x42), port_mac(BRIDGE), ip4(BRIDGE), FAR4);
     vec![
-        drop4("G1 another machine's source", from4(ip4(DB), FAR4), SpoofedSource),
+        drop4(
+            "G1 another machine's source",
+            from4(ip4(DB), FAR4),
+            SpoofedSource,
+        ),
         drop4("G1 nobody's source", from4(FREE4, FAR4), SpoofedSource),
         drop4("G1 the host's source", from4(HOST4, FAR4), SpoofedSource),
-        drop4("G1 source 0.0.0.0, no DHCP", from4([0; 4], FAR4), SpoofedSource),
-        drop4("G1 source loopback", from4([127, 0, 0, 1], FAR4), SpoofedSource),
-        drop4("G1 source the gateway", from4(GATEWAY4, FAR4), SpoofedSource),
+        drop4(
+            "G1 source 0.0.0.0, no DHCP",
+            from4([0; 4], FAR4),
+            SpoofedSource,
+        ),
+        drop4(
+            "G1 source loopback",
+            from4([127, 0, 0, 1], FAR4),
+            SpoofedSource,
+        ),
+        drop4(
+            "G1 source the gateway",
+            from4(GATEWAY4, FAR4),
+            SpoofedSource,
+        ),
         drop4("G1 source broadcast", from4([255; 4], FAR4), SpoofedSource),
-        drop4("G1 a part of its prefix that another has", from4(CARVED4, FAR4), SpoofedSource),
-        drop4("G1 before the MAC is looked at", from4(ip4(DB), FAR4).via(mac(DB), port_mac(WEB)), SpoofedSource),
-        drop4("G1 before the destination is looked at", from4(ip4(DB), [255; 4]), SpoofedSource),
-        drop4("G1 a fragment", from4(ip4(DB), FAR4).with(Inner::Fragment), SpoofedSource),
-        drop6("G1 another machine's source", from6(ip6(DB), FAR6), SpoofedSource),
+        drop4(
+            "G1 a part of its prefix that another has",
+            from4(CARVED4, FAR4),
+            SpoofedSource,
+        ),
+        drop4(
+            "G1 before the MAC is looked at",
+            from4(ip4(DB), FAR4).via(mac(DB), port_mac(WEB)),
+            SpoofedSource,
+        ),
+        drop4(
+            "G1 before the destination is looked at",
+            from4(ip4(DB), [255; 4]),
+            SpoofedSource,
+        ),
+        drop4(
+            "G1 a fragment",
+            from4(ip4(DB), FAR4).with(Inner::Fragment),
+            SpoofedSource,
+        ),
+        drop6(
+            "G1 another machine's source",
+            from6(ip6(DB), FAR6),
+            SpoofedSource,
+        ),
         drop6("G1 nobody's source", from6(FREE6, FAR6), SpoofedSource),
         drop6("G1 the host's source", from6(HOST6, FAR6), SpoofedSource),
         drop6("G1 no source", from6([0; 16], FAR6), SpoofedSource),
-        drop6("G1 a part of its prefix that another has", from6(CARVED6, FAR6), SpoofedSource),
-        drop6("G1 link-local source, further destination (RFC 4291 2.5.6)", from6(guest_link_local(WEB), FAR6), SpoofedSource),
-        drop6("G1 link-local source, a machine", from6(guest_link_local(WEB), ip6(DB)), SpoofedSource),
-        drop6("G1 the gateway's source", from6(GATEWAY6, ALL_NODES), SpoofedSource),
+        drop6(
+            "G1 a part of its prefix that another has",
+            from6(CARVED6, FAR6),
+            SpoofedSource,
+        ),
+        drop6(
+            "G1 link-local source, further destination (RFC 4291 2.5.6)",
+            from6(guest_link_local(WEB), FAR6),
+            SpoofedSource,
+        ),
+        drop6(
+            "G1 link-local source, a machine",
+            from6(guest_link_local(WEB), ip6(DB)),
+            SpoofedSource,
+        ),
+        drop6(
+            "G1 the gateway's source",
+            from6(GATEWAY6, ALL_NODES),
+            SpoofedSource,
+        ),
         Row::pass(
             "G1 DHCPv4 client (RFC 2131 4.1)",
             AT,
@@ -91,9 +143,21 @@ fn source() -> Vec<Row> {
             dhcp6(guest_link_local(WEB), 546, 547).frame(),
             DhcpClient,
         ),
-        drop4("G1 a DHCPv4 client with a source not its own", dhcp4(FREE4, 68, 67), SpoofedSource),
-        drop4("G2 a DHCPv4 client from another's MAC", dhcp4([0; 4], 68, 67).via(mac(DB), BROADCAST), SpoofedMac),
-        drop6("G2 a DHCPv6 client from another's MAC", dhcp6(guest_link_local(WEB), 546, 547).via(mac(DB), [0x33, 0x33, 0, 1, 0, 2]), SpoofedMac),
+        drop4(
+            "G1 a DHCPv4 client with a source not its own",
+            dhcp4(FREE4, 68, 67),
+            SpoofedSource,
+        ),
+        drop4(
+            "G2 a DHCPv4 client from another's MAC",
+            dhcp4([0; 4], 68, 67).via(mac(DB), BROADCAST),
+            SpoofedMac,
+        ),
+        drop6(
+            "G2 a DHCPv6 client from another's MAC",
+            dhcp6(guest_link_local(WEB), 546, 547).via(mac(DB), [0x33, 0x33, 0, 1, 0, 2]),
+            SpoofedMac,
+        ),
         drop4("P7 DHCPv4 server", dhcp4(ip4(WEB), 67, 68), RogueDhcp),
         drop4(
             "P7 DHCPv4 server, to a machine",
@@ -105,8 +169,16 @@ fn source() -> Vec<Row> {
             to4(ip4(DB)).with(Inner::Options(8, 67, 68)),
             RogueDhcp,
         ),
-        drop6("P7 DHCPv6 server", dhcp6(guest_link_local(WEB), 547, 546), RogueDhcp),
-        drop6("P7 DHCPv6 server, to a machine", to6(ip6(DB)).with(Inner::Udp(547, 546, 60)), RogueDhcp),
+        drop6(
+            "P7 DHCPv6 server",
+            dhcp6(guest_link_local(WEB), 547, 546),
+            RogueDhcp,
+        ),
+        drop6(
+            "P7 DHCPv6 server, to a machine",
+            to6(ip6(DB)).with(Inner::Udp(547, 546, 60)),
+            RogueDhcp,
+        ),
         drop4("G2 IPv4 from another's MAC", spoofed_mac4, SpoofedMac),
         drop6("G2 IPv6 from another's MAC", spoofed_mac6, SpoofedMac),
         Row::forward(
@@ -143,22 +215,61 @@ fn local() -> Vec<Row> {
     let route = settings_flag::ISOLATION_ROUTE;
     vec![
         local4("G3 IPv4", to4(ip4(DB)), DB),
-        local4("G3 IPv4 from inside its prefix", from4(INSIDE4, ip4(DB)), DB),
-        local4("G3 IPv4 to the part of its prefix that another has", to4(CARVED4), DB),
+        local4(
+            "G3 IPv4 from inside its prefix",
+            from4(INSIDE4, ip4(DB)),
+            DB,
+        ),
+        local4(
+            "G3 IPv4 to the part of its prefix that another has",
+            to4(CARVED4),
+            DB,
+        ),
         local4("G3 IPv4 to a tap", to4(ip4(BRIDGE)), BRIDGE),
         local4("G3 IPv4 across VLANs", to4(ip4(TAGGED)), TAGGED),
         local4("G3 IPv4 a fragment", to4(ip4(DB)).with(Inner::Fragment), DB),
-        local4("G3 IPv4 options", to4(ip4(DB)).with(Inner::Options(12, 1, 2)), DB),
+        local4(
+            "G3 IPv4 options",
+            to4(ip4(DB)).with(Inner::Options(12, 1, 2)),
+            DB,
+        ),
         local6("G3 IPv6", to6(ip6(DB)), DB),
         local6("G3 IPv6 TCP", to6(ip6(DB)).with(Inner::Tcp(9)), DB),
-        local6("G3 IPv6 extension header", to6(ip6(DB)).with(Inner::HopByHop), DB),
+        local6(
+            "G3 IPv6 extension header",
+            to6(ip6(DB)).with(Inner::HopByHop),
+            DB,
+        ),
         drop4("G4 another tenant, IPv4", to4(ip4(ACME)), TenantIsolation),
         drop6("G4 another tenant, IPv6", to6(ip6(ACME)), TenantIsolation),
         local4("G4 another tenant, policy route", to4(ip4(ACME)), ACME).policy(route),
-        local6("G4 another tenant, policy route, IPv6", to6(ip6(ACME)), ACME).policy(route),
-        Row::drop("G3 a machine that is not up", AT, to4(ip4(DOWN)).frame(), EndpointDown, DOWN),
-        Row::drop("G8 TTL 1, to a machine", AT, to4(ip4(DB)).hops(1).frame(), TtlExceeded, DB),
-        Row::drop("G8 larger than the machine's MTU", AT, to4(ip4(SMALL)).with(Inner::Udp(1, 2, 1300)).frame(), TooBig, SMALL),
+        local6(
+            "G4 another tenant, policy route, IPv6",
+            to6(ip6(ACME)),
+            ACME,
+        )
+        .policy(route),
+        Row::drop(
+            "G3 a machine that is not up",
+            AT,
+            to4(ip4(DOWN)).frame(),
+            EndpointDown,
+            DOWN,
+        ),
+        Row::drop(
+            "G8 TTL 1, to a machine",
+            AT,
+            to4(ip4(DB)).hops(1).frame(),
+            TtlExceeded,
+            DB,
+        ),
+        Row::drop(
+            "G8 larger than the machine's MTU",
+            AT,
+            to4(ip4(SMALL)).with(Inner::Udp(1, 2, 1300)).frame(),
+            TooBig,
+            SMALL,
+        ),
         drop4("its own address", to4(ip4(WEB)), OwnDestination),
         drop6("its own address, IPv6", to6(ip6(WEB)), OwnDestination),
         drop6("an address of its prefix", to6(INSIDE6), OwnDestination),
@@ -173,11 +284,29 @@ fn host() -> Vec<Row> {
     let to_uplink4 = to4(HOST4).via(mac(WEB), UPLINK).frame();
     let to_uplink6 = to6(HOST6).via(mac(WEB), UPLINK).frame();
     vec![
-        Row::forward("G5 IPv4", AT, to4(HOST4).frame(), ForwardedOut, nobody, to_uplink4),
-        Row::forward("G5 IPv6", AT, to6(HOST6).frame(), ForwardedOut, nobody, to_uplink6),
+        Row::forward(
+            "G5 IPv4",
+            AT,
+            to4(HOST4).frame(),
+            ForwardedOut,
+            nobody,
+            to_uplink4,
+        ),
+        Row::forward(
+            "G5 IPv6",
+            AT,
+            to6(HOST6).frame(),
+            ForwardedOut,
+            nobody,
+            to_uplink6,
+        ),
         drop4("G5 policy deny, IPv4", to4(HOST4), HostDenied).policy(deny),
         drop6("G5 policy deny, IPv6", to6(HOST6), HostDenied).policy(deny),
-        drop4("G5 no route back to its source", from4(INSIDE4, HOST4), NoRoute),
+        drop4(
+            "G5 no route back to its source",
+            from4(INSIDE4, HOST4),
+            NoRoute,
+        ),
         Row::pass(
             "G5 the port's link-local address",
             AT,
@@ -215,7 +344,10 @@ fn outside() -> Vec<Row> {
         out4("G6 IPv4 from inside its prefix", from4(INSIDE4, FAR4)),
         out4("G6 IPv4 options", to4(FAR4).with(Inner::Options(40, 1, 2))),
         out4("G6 IPv4 a fragment", to4(FAR4).with(Inner::Fragment)),
-        out4("G6 IPv4 1,500 bytes", to4(FAR4).with(Inner::Udp(1, 2, 1472))),
+        out4(
+            "G6 IPv4 1,500 bytes",
+            to4(FAR4).with(Inner::Udp(1, 2, 1472)),
+        ),
         out6("G6 IPv6", to6(FAR6)),
         out6("G6 IPv6 from inside its prefix", from6(INSIDE6, FAR6)),
         out6("G6 IPv6 extension header", to6(FAR6).with(Inner::HopByHop)),
@@ -242,8 +374,16 @@ fn outside() -> Vec<Row> {
         drop6("G7 a route that refuses, IPv6", to6(REFUSED6), NoRoute),
         drop4("G8 TTL 1", to4(FAR4).hops(1), TtlExceeded),
         drop6("G8 hop limit 1", to6(FAR6).hops(1), TtlExceeded),
-        drop4("G8 larger than the path's MTU, IPv4", to4(UNRESOLVED4).with(Inner::Udp(1, 2, 1373)), TooBig),
-        drop6("G8 larger than the path's MTU, IPv6", to6(UNRESOLVED6).with(Inner::Udp(1, 2, 1353)), TooBig),
+        drop4(
+            "G8 larger than the path's MTU, IPv4",
+            to4(UNRESOLVED4).with(Inner::Udp(1, 2, 1373)),
+            TooBig,
+        ),
+        drop6(
+            "G8 larger than the path's MTU, IPv6",
+            to6(UNRESOLVED6).with(Inner::Udp(1, 2, 1353)),
+            TooBig,
+        ),
     ]
 }
 
@@ -272,7 +412,13 @@ fn gateway() -> Vec<Row> {
     };
     let local = guest_link_local(WEB);
     vec![
-        Row::answer("the gateway's ping (RFC 792)", AT, ping4.frame(), AnsweredEcho, pong4.frame()),
+        Row::answer(
+            "the gateway's ping (RFC 792)",
+            AT,
+            ping4.frame(),
+            AnsweredEcho,
+            pong4.frame(),
+        ),
         Row::answer(
             "the gateway's ping (RFC 4443 4.2)",
             AT,
@@ -295,10 +441,26 @@ fn gateway() -> Vec<Row> {
             pong4.frame(),
         )
         .policy(settings_flag::HOST_DENY),
-        drop4("the gateway has no other service, IPv4", to4(GATEWAY4), LinkLocal),
-        drop6("the gateway has no other service, IPv6", to6(GATEWAY6), LinkLocal),
-        drop4("IPv4 link-local destination (RFC 3927 2.7)", to4([169, 254, 9, 9]), LinkLocal),
-        drop6("IPv6 link-local destination of another", to6(guest_link_local(DB)), LinkLocal),
+        drop4(
+            "the gateway has no other service, IPv4",
+            to4(GATEWAY4),
+            LinkLocal,
+        ),
+        drop6(
+            "the gateway has no other service, IPv6",
+            to6(GATEWAY6),
+            LinkLocal,
+        ),
+        drop4(
+            "IPv4 link-local destination (RFC 3927 2.7)",
+            to4([169, 254, 9, 9]),
+            LinkLocal,
+        ),
+        drop6(
+            "IPv6 link-local destination of another",
+            to6(guest_link_local(DB)),
+            LinkLocal,
+        ),
     ]
 }
 
@@ -312,30 +474,98 @@ fn rest() -> Vec<Row> {
     let mut double = tagged4(5);
     double[12..14].copy_from_slice(&[0x88, 0xa8]);
     vec![
-        drop4("G9 broadcast", to4([255; 4]).via(mac(WEB), BROADCAST), Multicast),
-        drop4("G9 multicast, IPv4", to4([224, 0, 0, 251]).via(mac(WEB), [1, 0, 0x5e, 0, 0, 251]), Multicast),
-        drop4("G9 multicast address, the gateway's MAC", to4([239, 1, 2, 3]), Multicast),
-        drop4("G9 unicast address, broadcast MAC", to4(ip4(DB)).via(mac(WEB), BROADCAST), Multicast),
-        drop6("G9 multicast, IPv6", to6(ALL_NODES).via(mac(WEB), [0x33, 0x33, 0, 0, 0, 1]), Multicast),
-        drop6("G9 multicast address, the gateway's MAC, IPv6", to6(ALL_NODES), Multicast),
-        drop4("a MAC that is not the gateway's, IPv4", to4(FAR4).via(mac(WEB), mac(DB)), WrongGateway),
-        drop6("a MAC that is not the gateway's, IPv6", to6(FAR6).via(mac(WEB), mac(DB)), WrongGateway),
-        drop("G10 LLDP", other(mac(WEB), [1, 0x80, 0xc2, 0, 0, 0xe], 0x88cc), EtherType),
-        drop("G10 spanning tree", other(mac(WEB), [1, 0x80, 0xc2, 0, 0, 0], 0x0026), EtherType),
-        drop("G10 802.1X", other(mac(WEB), [1, 0x80, 0xc2, 0, 0, 3], 0x888e), EtherType),
+        drop4(
+            "G9 broadcast",
+            to4([255; 4]).via(mac(WEB), BROADCAST),
+            Multicast,
+        ),
+        drop4(
+            "G9 multicast, IPv4",
+            to4([224, 0, 0, 251]).via(mac(WEB), [1, 0, 0x5e, 0, 0, 251]),
+            Multicast,
+        ),
+        drop4(
+            "G9 multicast address, the gateway's MAC",
+            to4([239, 1, 2, 3]),
+            Multicast,
+        ),
+        drop4(
+            "G9 unicast address, broadcast MAC",
+            to4(ip4(DB)).via(mac(WEB), BROADCAST),
+            Multicast,
+        ),
+        drop6(
+            "G9 multicast, IPv6",
+            to6(ALL_NODES).via(mac(WEB), [0x33, 0x33, 0, 0, 0, 1]),
+            Multicast,
+        ),
+        drop6(
+            "G9 multicast address, the gateway's MAC, IPv6",
+            to6(ALL_NODES),
+            Multicast,
+        ),
+        drop4(
+            "a MAC that is not the gateway's, IPv4",
+            to4(FAR4).via(mac(WEB), mac(DB)),
+            WrongGateway,
+        ),
+        drop6(
+            "a MAC that is not the gateway's, IPv6",
+            to6(FAR6).via(mac(WEB), mac(DB)),
+            WrongGateway,
+        ),
+        drop(
+            "G10 LLDP",
+            other(mac(WEB), [1, 0x80, 0xc2, 0, 0, 0xe], 0x88cc),
+            EtherType,
+        ),
+        drop(
+            "G10 spanning tree",
+            other(mac(WEB), [1, 0x80, 0xc2, 0, 0, 0], 0x0026),
+            EtherType,
+        ),
+        drop(
+            "G10 802.1X",
+            other(mac(WEB), [1, 0x80, 0xc2, 0, 0, 3], 0x888e),
+            EtherType,
+        ),
         drop("G11 a tag beside the frame", frame4.clone(), Vlan).vlan(5),
         drop("G11 a priority tag beside the frame", frame4.clone(), Vlan).vlan(0),
         drop("G11 a tag in the frame", tagged4(5), Vlan),
         drop("G11 802.1ad in the frame", double, Vlan),
-        drop("G11 a tag of the old type", patch(tagged4(5), 12, &[0x91, 0]), Vlan),
-        drop("G1 loopback destination", to4([127, 0, 0, 1]).frame(), MartianDestination),
-        drop("G1 destination 0.0.0.0", to4([0; 4]).frame(), MartianDestination),
-        drop("G1 destination ::", to6([0; 16]).frame(), MartianDestination),
+        drop(
+            "G11 a tag of the old type",
+            patch(tagged4(5), 12, &[0x91, 0]),
+            Vlan,
+        ),
+        drop(
+            "G1 loopback destination",
+            to4([127, 0, 0, 1]).frame(),
+            MartianDestination,
+        ),
+        drop(
+            "G1 destination 0.0.0.0",
+            to4([0; 4]).frame(),
+            MartianDestination,
+        ),
+        drop(
+            "G1 destination ::",
+            to6([0; 16]).frame(),
+            MartianDestination,
+        ),
         drop("truncated, IPv4", cut(frame4.clone(), 33), BadFrame),
         drop("truncated, IPv6", cut(frame6.clone(), 53), BadFrame),
         drop("F8 IHL 4", patch(frame4.clone(), 14, &[0x44]), BadHeader),
         drop("F8 checksum", patch(frame4.clone(), 24, &[0, 0]), BadHeader),
-        drop("F8 total length past the frame", super::build::fix4(patch(frame4, 16, &[0, 61])), BadHeader),
-        drop("F8 payload length past the frame", patch(frame6, 18, &[0, 41]), BadHeader),
+        drop(
+            "F8 total length past the frame",
+            super::build::fix4(patch(frame4, 16, &[0, 61])),
+            BadHeader,
+        ),
+        drop(
+            "F8 payload length past the frame",
+            patch(frame6, 18, &[0, 41]),
+            BadHeader,
+        ),
     ]
 }

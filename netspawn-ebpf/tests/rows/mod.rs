@@ -154,8 +154,3 @@ impl Row {
         }
     }
 }
-
-/// Every row there is.
-pub fn all() -> Vec<Row> {
-    [arp::rows(), ndp::rows(), forward::rows(), guard::rows()].concat()
-}

@@ -4,7 +4,9 @@ use netspawn_ebpf::{abi::GATEWAY6, verdict::Reason, wire::Ipv6};
 
 use super::{
     At, Row,
-    build::{Icmp6, Inner, advertisement, cut, option, packet, pad, patch, solicitation, solicited},
+    build::{
+        Icmp6, Inner, advertisement, cut, option, packet, pad, patch, solicitation, solicited,
+    },
     world::*,
 };
 
@@ -58,9 +60,17 @@ fn uplink() -> Vec<Row> {
     let from_link_local = solicitation(web, guest_link_local(9), ASKER, &option(1, ASKER));
     let (_, group_mac) = solicited(web);
     vec![
-        answered("N1 to the group, with the option (RFC 4861 7.2.4)", asks(web).frame(), is_at(web)),
+        answered(
+            "N1 to the group, with the option (RFC 4861 7.2.4)",
+            asks(web).frame(),
+            is_at(web),
+        ),
         answered("N1 inside a prefix", asks(INSIDE6).frame(), is_at(INSIDE6)),
-        answered("N1 inside a prefix, of another machine", asks(CARVED6).frame(), is_at(CARVED6)),
+        answered(
+            "N1 inside a prefix, of another machine",
+            asks(CARVED6).frame(),
+            is_at(CARVED6),
+        ),
         answered(
             "N1 from a link-local address",
             from_link_local.frame(),
@@ -90,10 +100,26 @@ fn uplink() -> Vec<Row> {
             patch(asks(web).frame(), 14, &[0x6f, 0xff, 0xff, 0xff]),
             is_at(web),
         ),
-        answered("N1 to the group without the option: grows", bare.frame(), is_at(web)),
-        answered("N2 unicast, with the option (RFC 4861 7.2.3)", unicast(asks(web)).frame(), is_at(web)),
-        answered("N2 unicast, without: grows (RFC 4861 7.2.4)", unicast(bare.clone()).frame(), is_at(web)),
-        answered("N3 duplicate address detection (RFC 4862 5.4.3)", dad.frame(), defended.clone()),
+        answered(
+            "N1 to the group without the option: grows",
+            bare.frame(),
+            is_at(web),
+        ),
+        answered(
+            "N2 unicast, with the option (RFC 4861 7.2.3)",
+            unicast(asks(web)).frame(),
+            is_at(web),
+        ),
+        answered(
+            "N2 unicast, without: grows (RFC 4861 7.2.4)",
+            unicast(bare.clone()).frame(),
+            is_at(web),
+        ),
+        answered(
+            "N3 duplicate address detection (RFC 4862 5.4.3)",
+            dad.frame(),
+            defended.clone(),
+        ),
         answered(
             "N3 padded to 100 bytes",
             pad(dad.frame(), 100, 0x55),
@@ -105,11 +131,37 @@ fn uplink() -> Vec<Row> {
             is_at(ip6(TAGGED)),
         )
         .vlan(VLAN),
-        Row::pass("A7 tag of another VLAN", at, asks(web).frame(), Reason::VlanPass).vlan(VLAN),
-        Row::pass("A7 no tag where there is one", at, asks(ip6(TAGGED)).frame(), Reason::VlanPass),
-        Row::pass("N8 nobody's target", at, asks(FREE6).frame(), Reason::NotOwned),
-        Row::pass("N8 owner not up", at, asks(ip6(DOWN)).frame(), Reason::NotOwned),
-        Row::pass("N8 the host's address", at, asks(HOST6).frame(), Reason::ForHost),
+        Row::pass(
+            "A7 tag of another VLAN",
+            at,
+            asks(web).frame(),
+            Reason::VlanPass,
+        )
+        .vlan(VLAN),
+        Row::pass(
+            "A7 no tag where there is one",
+            at,
+            asks(ip6(TAGGED)).frame(),
+            Reason::VlanPass,
+        ),
+        Row::pass(
+            "N8 nobody's target",
+            at,
+            asks(FREE6).frame(),
+            Reason::NotOwned,
+        ),
+        Row::pass(
+            "N8 owner not up",
+            at,
+            asks(ip6(DOWN)).frame(),
+            Reason::NotOwned,
+        ),
+        Row::pass(
+            "N8 the host's address",
+            at,
+            asks(HOST6).frame(),
+            Reason::ForHost,
+        ),
         Row::pass(
             "N1 to another station's MAC",
             at,
@@ -138,7 +190,10 @@ fn uplink() -> Vec<Row> {
             "N7 behind a hop-by-hop header (RFC 8200 4.3)",
             at,
             packet(ASKER, group_mac, ASKER6, solicited(web).0)
-                .with(Inner::Other(0, [&[58, 0, 1, 4, 0, 0, 0, 0][..], &asks(web).frame()[54..]].concat()))
+                .with(Inner::Other(
+                    0,
+                    [&[58, 0, 1, 4, 0, 0, 0, 0][..], &asks(web).frame()[54..]].concat(),
+                ))
                 .hops(255)
                 .frame(),
             Reason::NotForUs,
@@ -147,7 +202,10 @@ fn uplink() -> Vec<Row> {
             "N7 in a fragment (RFC 6980 5)",
             at,
             packet(ASKER, group_mac, ASKER6, solicited(web).0)
-                .with(Inner::Other(44, [&[58, 0, 0, 1, 0, 0, 0, 9][..], &asks(web).frame()[54..]].concat()))
+                .with(Inner::Other(
+                    44,
+                    [&[58, 0, 0, 1, 0, 0, 0, 9][..], &asks(web).frame()[54..]].concat(),
+                ))
                 .hops(255)
                 .frame(),
             Reason::NotForUs,
@@ -172,23 +230,48 @@ fn options() -> Vec<Row> {
     let dad = |options: &[u8]| solicitation(web, UNSPECIFIED, ASKER, options).frame();
     let defended = advertisement(web, UPLINK, ALL_NODES, ALL_NODES_MAC, O).frame();
     vec![
-        answered("N6 nonce behind", with(&[&own[..], &nonce].concat()), is_at(web)),
-        answered("N6 nonce before", with(&[&nonce[..], &own].concat()), is_at(web)),
+        answered(
+            "N6 nonce behind",
+            with(&[&own[..], &nonce].concat()),
+            is_at(web),
+        ),
+        answered(
+            "N6 nonce before",
+            with(&[&nonce[..], &own].concat()),
+            is_at(web),
+        ),
         answered(
             "N6 unknown options around",
             with(&[&unknown[..], &own, &unknown].concat()),
             is_at(web),
         ),
-        answered("N6 a frame of 1,514 bytes", with(&[&large(8)[..], &own].concat()), is_at(web)),
+        answered(
+            "N6 a frame of 1,514 bytes",
+            with(&[&large(8)[..], &own].concat()),
+            is_at(web),
+        ),
         answered(
             "N6 a frame of 1,514 bytes, no source option",
             with(&large(0)),
             is_at(web),
         ),
-        answered("N6 target option, which means nothing here", with(&option(2, ASKER)), is_at(web)),
+        answered(
+            "N6 target option, which means nothing here",
+            with(&option(2, ASKER)),
+            is_at(web),
+        ),
         answered("N6 eight options", with(&many(8)), is_at(web)),
-        answered("N6 nonce in duplicate address detection (RFC 7527 4.2)", dad(&nonce), defended),
-        Row::pass("N6 nine options", At::Uplink, with(&many(9)), Reason::ManyOptions),
+        answered(
+            "N6 nonce in duplicate address detection (RFC 7527 4.2)",
+            dad(&nonce),
+            defended,
+        ),
+        Row::pass(
+            "N6 nine options",
+            At::Uplink,
+            with(&many(9)),
+            Reason::ManyOptions,
+        ),
         Row::pass(
             "N6 sixty options",
             At::Uplink,
@@ -217,42 +300,138 @@ fn invalid() -> Vec<Row> {
     let (group, group_mac) = solicited(web);
     let frame = sound.frame();
     vec![
-        not("N4 no source but the option (RFC 4861 7.1.1)", without_source(group, group_mac, &own)),
-        not("N4 no source, to a unicast address (RFC 4861 7.1.1)", without_source(web, UPLINK, &[])),
-        not("N4 no source, to all nodes", without_source(ALL_NODES, ALL_NODES_MAC, &[])),
-        bad("N5 hop limit 254 (RFC 4861 7.1.1)", Icmp6 { hops: 254, ..sound.clone() }.frame()),
-        bad("N5 hop limit 0", Icmp6 { hops: 0, ..sound.clone() }.frame()),
-        bad("N5 checksum off by one", patch(frame.clone(), 57, &[frame[57].wrapping_add(1)])),
+        not(
+            "N4 no source but the option (RFC 4861 7.1.1)",
+            without_source(group, group_mac, &own),
+        ),
+        not(
+            "N4 no source, to a unicast address (RFC 4861 7.1.1)",
+            without_source(web, UPLINK, &[]),
+        ),
+        not(
+            "N4 no source, to all nodes",
+            without_source(ALL_NODES, ALL_NODES_MAC, &[]),
+        ),
+        bad(
+            "N5 hop limit 254 (RFC 4861 7.1.1)",
+            Icmp6 {
+                hops: 254,
+                ..sound.clone()
+            }
+            .frame(),
+        ),
+        bad(
+            "N5 hop limit 0",
+            Icmp6 {
+                hops: 0,
+                ..sound.clone()
+            }
+            .frame(),
+        ),
+        bad(
+            "N5 checksum off by one",
+            patch(frame.clone(), 57, &[frame[57].wrapping_add(1)]),
+        ),
         bad("N5 checksum zero", patch(frame.clone(), 56, &[0, 0])),
-        bad("N5 checksum all ones", patch(frame.clone(), 56, &[0xff, 0xff])),
-        not("N5 code 1", Icmp6 { code: 1, ..sound.clone() }.frame()),
-        not("N5 length 16 (RFC 4861 7.1.1)", patch(frame.clone(), 18, &16_u16.to_be_bytes())),
+        bad(
+            "N5 checksum all ones",
+            patch(frame.clone(), 56, &[0xff, 0xff]),
+        ),
+        not(
+            "N5 code 1",
+            Icmp6 {
+                code: 1,
+                ..sound.clone()
+            }
+            .frame(),
+        ),
+        not(
+            "N5 length 16 (RFC 4861 7.1.1)",
+            patch(frame.clone(), 18, &16_u16.to_be_bytes()),
+        ),
         not("N5 length 0", patch(frame.clone(), 18, &[0, 0])),
-        not("N5 length no multiple of eight", patch(frame.clone(), 18, &31_u16.to_be_bytes())),
-        not("N5 length past the frame", patch(frame.clone(), 18, &40_u16.to_be_bytes())),
-        not("N5 length far past the frame", patch(frame.clone(), 18, &0xfff8_u16.to_be_bytes())),
+        not(
+            "N5 length no multiple of eight",
+            patch(frame.clone(), 18, &31_u16.to_be_bytes()),
+        ),
+        not(
+            "N5 length past the frame",
+            patch(frame.clone(), 18, &40_u16.to_be_bytes()),
+        ),
+        not(
+            "N5 length far past the frame",
+            patch(frame.clone(), 18, &0xfff8_u16.to_be_bytes()),
+        ),
         not("N5 option of length 0", with(&[1, 0, 2, 0, 0, 0, 0, 1])),
-        not("N5 unknown option of length 0", with(&[&own[..], &[99, 0, 0, 0, 0, 0, 0, 0]].concat())),
+        not(
+            "N5 unknown option of length 0",
+            with(&[&own[..], &[99, 0, 0, 0, 0, 0, 0, 0]].concat()),
+        ),
         not("N5 option past the end", with(&[200, 2, 0, 0, 0, 0, 0, 0])),
-        not("N5 option far past the end", with(&[200, 255, 0, 0, 0, 0, 0, 0])),
-        not("N5 source option of 16 bytes", with(&[&[1, 2][..], &[2; 14]].concat())),
-        not("N5 source option multicast", with(&option(1, [0x33, 0x33, 0, 0, 0, 1]))),
+        not(
+            "N5 option far past the end",
+            with(&[200, 255, 0, 0, 0, 0, 0, 0]),
+        ),
+        not(
+            "N5 source option of 16 bytes",
+            with(&[&[1, 2][..], &[2; 14]].concat()),
+        ),
+        not(
+            "N5 source option multicast",
+            with(&option(1, [0x33, 0x33, 0, 0, 0, 1])),
+        ),
         not("N5 source option zero", with(&option(1, [0; 6]))),
-        not("N5 source multicast", solicitation(web, ALL_NODES, ASKER, &own).frame()),
+        not(
+            "N5 source multicast",
+            solicitation(web, ALL_NODES, ASKER, &own).frame(),
+        ),
+        not(
+            "N5 no option, from a group's Ethernet address",
+            Icmp6 {
+                destination: web,
+                destination_mac: UPLINK,
+                ..solicitation(web, ASKER6, ALL_NODES_MAC, &[])
+            }
+            .frame(),
+        ),
         not(
             "N5 to the group of another address",
-            Icmp6 { destination: solicited(FREE6).0, ..sound.clone() }.frame(),
+            Icmp6 {
+                destination: solicited(FREE6).0,
+                ..sound.clone()
+            }
+            .frame(),
         ),
         not(
             "N5 to another unicast address",
-            Icmp6 { destination: ip6(DB), destination_mac: UPLINK, ..sound.clone() }.frame(),
+            Icmp6 {
+                destination: ip6(DB),
+                destination_mac: UPLINK,
+                ..sound.clone()
+            }
+            .frame(),
         ),
         not("N5 version 4", patch(frame.clone(), 14, &[0x40])),
         not("N5 truncated in the target", cut(frame.clone(), 70)),
         not("N5 truncated in the option", cut(frame.clone(), 82)),
-        Row::pass("N5 no more than the type", At::Uplink, cut(frame.clone(), 55), Reason::Malformed),
-        Row::pass("N5 no more than an IPv6 header", At::Uplink, cut(frame, 54), Reason::NotForUs),
-        Row::pass("N5 target multicast (RFC 4861 7.1.1)", At::Uplink, asks(ALL_NODES).frame(), Reason::NotOwned),
+        Row::pass(
+            "N5 no more than the type",
+            At::Uplink,
+            cut(frame.clone(), 55),
+            Reason::Malformed,
+        ),
+        Row::pass(
+            "N5 no more than an IPv6 header",
+            At::Uplink,
+            cut(frame, 54),
+            Reason::NotForUs,
+        ),
+        Row::pass(
+            "N5 target multicast (RFC 4861 7.1.1)",
+            At::Uplink,
+            asks(ALL_NODES).frame(),
+            Reason::NotOwned,
+        ),
     ]
 }
 
@@ -262,7 +441,12 @@ fn advertisements() -> Vec<Row> {
     let web = ip6(WEB);
     let claim = advertisement(web, OTHER_STATION, ALL_NODES, ALL_NODES_MAC, O);
     vec![
-        Row::pass("N9 for an owned address (RFC 4862 5.4.4)", at, claim.frame(), Reason::AddressConflict),
+        Row::pass(
+            "N9 for an owned address (RFC 4862 5.4.4)",
+            at,
+            claim.frame(),
+            Reason::AddressConflict,
+        ),
         Row::pass(
             "N9 our own, come back",
             at,
@@ -275,7 +459,12 @@ fn advertisements() -> Vec<Row> {
             advertisement(ASKER6, ASKER, HOST6, UPLINK, S | O).frame(),
             Reason::ForHost,
         ),
-        Row::pass("N9 truncated", at, cut(claim.frame(), 77), Reason::Malformed),
+        Row::pass(
+            "N9 truncated",
+            at,
+            cut(claim.frame(), 77),
+            Reason::Malformed,
+        ),
     ]
 }
 
@@ -302,8 +491,18 @@ fn host() -> Vec<Row> {
             Reason::AnsweredNdp,
             advertisement(ip6(WEB), port_mac(WEB), HOST6, UPLINK, S | O).frame(),
         ),
-        Row::pass("the host asks for a station", at, asks(ASKER6).frame(), Reason::NotOwned),
-        Row::pass("the host asks for a machine that is not up", at, asks(ip6(DOWN)).frame(), Reason::NotOwned),
+        Row::pass(
+            "the host asks for a station",
+            at,
+            asks(ASKER6).frame(),
+            Reason::NotOwned,
+        ),
+        Row::pass(
+            "the host asks for a machine that is not up",
+            at,
+            asks(ip6(DOWN)).frame(),
+            Reason::NotOwned,
+        ),
     ]
 }
 
@@ -314,10 +513,10 @@ fn port() -> Vec<Row> {
     let local = guest_link_local(WEB);
     let asks = |target| solicitation(target, ip6(WEB), mac(WEB), &option(1, mac(WEB)));
     let probes = |target| solicitation(target, UNSPECIFIED, mac(WEB), &[]);
-    let is_at = |target, flags| advertisement(target, port_mac(WEB), ip6(WEB), mac(WEB), flags).frame();
-    let defended = |target| {
-        advertisement(target, port_mac(WEB), ALL_NODES, ALL_NODES_MAC, O).frame()
-    };
+    let is_at =
+        |target, flags| advertisement(target, port_mac(WEB), ip6(WEB), mac(WEB), flags).frame();
+    let defended =
+        |target| advertisement(target, port_mac(WEB), ALL_NODES, ALL_NODES_MAC, O).frame();
     let answer = |name, icmp: Icmp6, out| Row::answer(name, at, icmp.frame(), AnsweredNdp, out);
     let drop = |name, icmp: Icmp6, reason| Row::drop(name, at, icmp.frame(), reason, WEB);
     let announces = |target, destination| Icmp6 {
@@ -338,8 +537,16 @@ fn port() -> Vec<Row> {
     vec![
         answer("P1 another machine", asks(ip6(DB)), is_at(ip6(DB), S | O)),
         answer("P1 the host", asks(HOST6), is_at(HOST6, S | O)),
-        answer("P1 nobody's address: any gateway works", asks(FREE6), is_at(FREE6, S | O)),
-        answer("P6 fe80::1 (RFC 4861 7.2.4: a router says so)", asks(GATEWAY6), is_at(GATEWAY6, R | S | O)),
+        answer(
+            "P1 nobody's address: any gateway works",
+            asks(FREE6),
+            is_at(FREE6, S | O),
+        ),
+        answer(
+            "P6 fe80::1 (RFC 4861 7.2.4: a router says so)",
+            asks(GATEWAY6),
+            is_at(GATEWAY6, R | S | O),
+        ),
         answer(
             "P6 fe80::1 from a link-local address",
             solicitation(GATEWAY6, local, mac(WEB), &own),
@@ -359,22 +566,58 @@ fn port() -> Vec<Row> {
             asks(port_link_local(WEB)),
             is_at(port_link_local(WEB), R | S | O),
         ),
-        drop("P6 another link-local address", asks(guest_link_local(DB)), Silent),
-        drop("P2 its own address probed (RFC 4862 5.4)", probes(ip6(WEB)), Silent),
-        drop("P2 an address of its prefix probed", probes(INSIDE6), Silent),
+        drop(
+            "P6 another link-local address",
+            asks(guest_link_local(DB)),
+            Silent,
+        ),
+        drop(
+            "P2 its own address probed (RFC 4862 5.4)",
+            probes(ip6(WEB)),
+            Silent,
+        ),
+        drop(
+            "P2 an address of its prefix probed",
+            probes(INSIDE6),
+            Silent,
+        ),
         drop("P2 its link-local address probed", probes(local), Silent),
-        answer("P3 another machine's address probed", probes(ip6(DB)), defended(ip6(DB))),
-        answer("P3 a part of its prefix that another has, probed", probes(CARVED6), defended(CARVED6)),
-        answer("P3 the host's address probed", probes(HOST6), defended(HOST6)),
+        answer(
+            "P3 another machine's address probed",
+            probes(ip6(DB)),
+            defended(ip6(DB)),
+        ),
+        answer(
+            "P3 a part of its prefix that another has, probed",
+            probes(CARVED6),
+            defended(CARVED6),
+        ),
+        answer(
+            "P3 the host's address probed",
+            probes(HOST6),
+            defended(HOST6),
+        ),
         answer(
             "P3 fe80::1 probed",
             probes(GATEWAY6),
             advertisement(GATEWAY6, port_mac(WEB), ALL_NODES, ALL_NODES_MAC, R | O).frame(),
         ),
         drop("P4 nobody's address probed", probes(FREE6), Silent),
-        drop("P5 from another machine's address", solicitation(GATEWAY6, ip6(DB), mac(WEB), &own), SpoofedSource),
-        drop("P5 from nobody's address", solicitation(GATEWAY6, FREE6, mac(WEB), &own), SpoofedSource),
-        drop("P5 from the gateway's address", solicitation(ip6(DB), GATEWAY6, mac(WEB), &own), SpoofedSource),
+        drop(
+            "P5 from another machine's address",
+            solicitation(GATEWAY6, ip6(DB), mac(WEB), &own),
+            SpoofedSource,
+        ),
+        drop(
+            "P5 from nobody's address",
+            solicitation(GATEWAY6, FREE6, mac(WEB), &own),
+            SpoofedSource,
+        ),
+        drop(
+            "P5 from the gateway's address",
+            solicitation(ip6(DB), GATEWAY6, mac(WEB), &own),
+            SpoofedSource,
+        ),
         drop(
             "P5 from the port's address",
             solicitation(ip6(DB), port_link_local(WEB), mac(WEB), &own),
@@ -390,9 +633,21 @@ fn port() -> Vec<Row> {
             solicitation(GATEWAY6, ip6(WEB), mac(DB), &option(1, mac(DB))),
             SpoofedMac,
         ),
-        drop("P5 advertises another's address", announces(ip6(DB), ALL_NODES), SpoofedSource),
-        drop("P5 advertises fe80::1", announces(GATEWAY6, ALL_NODES), SpoofedSource),
-        drop("P5 advertises the port's address", announces(port_link_local(WEB), ALL_NODES), SpoofedSource),
+        drop(
+            "P5 advertises another's address",
+            announces(ip6(DB), ALL_NODES),
+            SpoofedSource,
+        ),
+        drop(
+            "P5 advertises fe80::1",
+            announces(GATEWAY6, ALL_NODES),
+            SpoofedSource,
+        ),
+        drop(
+            "P5 advertises the port's address",
+            announces(port_link_local(WEB), ALL_NODES),
+            SpoofedSource,
+        ),
         drop(
             "P5 advertises another's MAC",
             Icmp6 {
@@ -401,8 +656,16 @@ fn port() -> Vec<Row> {
             },
             SpoofedMac,
         ),
-        drop("P8 advertises its own address", announces(ip6(WEB), ALL_NODES), Silent),
-        drop("P8 advertises its own link-local address", announces(local, ALL_NODES), Silent),
+        drop(
+            "P8 advertises its own address",
+            announces(ip6(WEB), ALL_NODES),
+            Silent,
+        ),
+        drop(
+            "P8 advertises its own link-local address",
+            announces(local, ALL_NODES),
+            Silent,
+        ),
         Row::pass(
             "P8 the answer to the host's question",
             at,
@@ -413,7 +676,14 @@ fn port() -> Vec<Row> {
             .frame(),
             ForHost,
         ),
-        drop("P5 hop limit 254", Icmp6 { hops: 254, ..asks(GATEWAY6) }, BadFrame),
+        drop(
+            "P5 hop limit 254",
+            Icmp6 {
+                hops: 254,
+                ..asks(GATEWAY6)
+            },
+            BadFrame,
+        ),
         Row::drop(
             "P5 bad checksum",
             at,
@@ -421,7 +691,13 @@ fn port() -> Vec<Row> {
             BadFrame,
             WEB,
         ),
-        Row::drop("P5 truncated", at, cut(asks(GATEWAY6).frame(), 70), BadFrame, WEB),
+        Row::drop(
+            "P5 truncated",
+            at,
+            cut(asks(GATEWAY6).frame(), 70),
+            BadFrame,
+            WEB,
+        ),
         drop(
             "P7 router advertisement (RFC 4861 4.2)",
             message(134, local, [64, 0, 7, 8], &[0; 8]),
@@ -432,8 +708,20 @@ fn port() -> Vec<Row> {
             message(137, local, [0; 4], &[0; 32]),
             RogueRouter,
         ),
-        drop("router solicitation ends here", message(133, local, [0; 4], &[]), Multicast),
-        drop("router solicitation without a source", message(133, UNSPECIFIED, [0; 4], &[]), Multicast),
-        drop("MLD report ends here", message(131, local, [0; 4], &[0; 16]), Multicast),
+        drop(
+            "router solicitation ends here",
+            message(133, local, [0; 4], &[]),
+            Multicast,
+        ),
+        drop(
+            "router solicitation without a source",
+            message(133, UNSPECIFIED, [0; 4], &[]),
+            Multicast,
+        ),
+        drop(
+            "MLD report ends here",
+            message(131, local, [0; 4], &[0; 16]),
+            Multicast,
+        ),
     ]
 }

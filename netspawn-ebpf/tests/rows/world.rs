@@ -58,9 +58,7 @@ pub const CARVED6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 /// 2001:db8::x.
 const fn v6(x: u16) -> Ipv6 {
     let [high, low] = x.to_be_bytes();
-    [
-        0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, high, low,
-    ]
+    [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, high, low]
 }
 
 /// A machine's IPv4 address.

@@ -1,0 +1,362 @@
+//! What one frame costs in a program, by the number of addresses there are.
+//!
+//! The programs rewrite frames in place, so a repeated run would see its own answer. A
+//! program in front therefore writes the next of many different frames over it each
+//! time and ends in a tail call to the real one; the same with a program that does
+//! nothing is the floor, which is taken off.
+
+use std::{collections::BTreeMap, fmt, os::fd::AsFd as _, thread};
+
+use anyhow::{Context as _, Result, ensure};
+use etherparse::{ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, PacketBuilder};
+use netspawn_ebpf::{
+    abi::{Endpoint, NextHop, Settings, Uplink, endpoint_flag, nexthop_flag},
+    wire::{Ipv4, Ipv6, Mac},
+};
+use netspawn_user::datapath::object::Sizes;
+
+use crate::{
+    bpf::{self, Context},
+    programs::{Hook, IFINDEX, Programs, replay_idle},
+};
+
+/// What is measured, and how thoroughly.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Frames in one round.
+    pub repeat: u32,
+    /// Rounds, of which the median counts.
+    pub rounds: usize,
+    /// Numbers of addresses, in ascending order, 131,072 at most.
+    pub addresses: Vec<u32>,
+    /// Programs.
+    pub hooks: Vec<Hook>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            repeat: 1_000_000,
+            rounds: 7,
+            addresses: vec![1, 1_000, 100_000],
+            hooks: Hook::ALL.to_vec(),
+        }
+    }
+}
+
+/// A kind of frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    Arp,
+    Solicitation,
+    Ipv4,
+    Ipv6,
+    Local4,
+    Local6,
+}
+
+impl Subject {
+    /// Those that a program does something with.
+    fn of(hook: Hook) -> &'static [Subject] {
+        use Subject::*;
+        match hook {
+            Hook::PortIngress => &[Arp, Solicitation, Ipv4, Ipv6, Local4, Local6],
+            _ => &[Arp, Solicitation, Ipv4, Ipv6],
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Subject::Arp => "ARP",
+            Subject::Solicitation => "NS",
+            Subject::Ipv4 => "IPv4",
+            Subject::Ipv6 => "IPv6",
+            Subject::Local4 => "IPv4, machine to machine",
+            Subject::Local6 => "IPv6, machine to machine",
+        }
+    }
+
+    /// What the program returns when it did its work.
+    const fn code(self, hook: Hook) -> u32 {
+        const TC_ACT_REDIRECT: u32 = 7;
+        const XDP_TX: u32 = 3;
+        const XDP_REDIRECT: u32 = 4;
+        match (hook, self) {
+            (Hook::UplinkXdp, Subject::Arp | Subject::Solicitation) => XDP_TX,
+            (Hook::UplinkXdp, _) => XDP_REDIRECT,
+            _ => TC_ACT_REDIRECT,
+        }
+    }
+}
+
+const UPLINK: Mac = [2, 0, 0, 0, 0, 1];
+const STATION: Mac = [2, 0, 0, 0, 0, 2];
+const MACHINE: Mac = [2, 0, 0, 0, 0, 3];
+const PORT: Mac = [2, 0, 0, 0, 0, 4];
+const STATION4: Ipv4 = [192, 0, 2, 1];
+const STATION6: Ipv6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const MACHINES: u32 = 16_384;
+
+/// The address with that number.
+fn v4(number: u32) -> Ipv4 {
+    (0x0a00_0000 + number).to_be_bytes()
+}
+
+/// As above.
+fn v6(number: u32) -> Ipv6 {
+    (0x2001_0db8_u128 << 96 | u128::from(number)).to_be_bytes()
+}
+
+/// A destination beyond the uplink.
+fn far4(number: u32) -> Ipv4 {
+    (0x6440_0000 + number).to_be_bytes()
+}
+
+/// As above.
+fn far6(number: u32) -> Ipv6 {
+    (0x2001_0db9_u128 << 96 | u128::from(number)).to_be_bytes()
+}
+
+/// The frame of a subject about the address with this number.
+fn frame(hook: Hook, subject: Subject, number: u32) -> Result<Vec<u8>> {
+    let inside = hook == Hook::PortIngress;
+    let (source_mac, destination_mac) = match hook {
+        Hook::PortIngress => (MACHINE, PORT),
+        Hook::UplinkEgress => (UPLINK, PORT),
+        Hook::UplinkIngress | Hook::UplinkXdp => (STATION, UPLINK),
+    };
+    let (source4, source6) = if inside {
+        (v4(0), v6(0))
+    } else {
+        (STATION4, STATION6)
+    };
+    let (asked4, asked6) = if inside {
+        (far4(number), far6(number))
+    } else {
+        (v4(number), v6(number))
+    };
+    let mut frame = Vec::new();
+    let udp4 = |destination, frame: &mut Vec<u8>| {
+        PacketBuilder::ethernet2(source_mac, destination_mac)
+            .ipv4(source4, destination, 64)
+            .udp(4000, 5000)
+            .write(frame, &[0; 22])
+    };
+    let udp6 = |destination, frame: &mut Vec<u8>| {
+        PacketBuilder::ethernet2(source_mac, destination_mac)
+            .ipv6(source6, destination, 64)
+            .udp(4000, 5000)
+            .write(frame, &[0; 22])
+    };
+    match subject {
+        Subject::Arp => {
+            let header = Ethernet2Header {
+                source: source_mac,
+                destination: [0xff; 6],
+                ether_type: EtherType::ARP,
+            };
+            let arp = ArpEthIpv4Packet {
+                operation: ArpOperation::REQUEST,
+                sender_mac: source_mac,
+                sender_ipv4: source4,
+                target_mac: [0; 6],
+                target_ipv4: asked4,
+            };
+            frame.extend(header.to_bytes());
+            frame.extend(arp.to_bytes());
+            frame.resize(60, 0);
+        }
+        Subject::Solicitation => {
+            let [.., a, b, c] = asked6;
+            let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c];
+            let body = [&asked6[..], &[1, 1], &source_mac].concat();
+            PacketBuilder::ethernet2(source_mac, [0x33, 0x33, 0xff, a, b, c])
+                .ipv6(source6, group, 255)
+                .icmpv6_raw(135, 0, [0; 4])
+                .write(&mut frame, &body)?;
+        }
+        Subject::Ipv4 => udp4(asked4, &mut frame)?,
+        Subject::Ipv6 => udp6(asked6, &mut frame)?,
+        Subject::Local4 => udp4(v4(number), &mut frame)?,
+        Subject::Local6 => udp6(v6(number), &mut frame)?,
+    }
+    Ok(frame)
+}
+
+/// As many frames as are told apart, about addresses in no order.
+fn frames(hook: Hook, subject: Subject, addresses: u32) -> Result<Vec<Vec<u8>>> {
+    const MOST: u32 = 1 << 16;
+    let count = addresses.next_power_of_two().min(MOST);
+    // Knuth's multiplicative hash; address 0 is the sender's at a port.
+    let shuffled = |at: u32| at.wrapping_mul(2_654_435_761) % addresses;
+    let local = matches!(subject, Subject::Local4 | Subject::Local6);
+    (0..count)
+        .map(|at| {
+            let number = if local {
+                shuffled(at).max(1)
+            } else {
+                shuffled(at)
+            };
+            frame(hook, subject, number)
+        })
+        .collect()
+}
+
+/// Programs that know so many addresses.
+fn programs(addresses: u32) -> Result<Programs> {
+    let mut programs = Programs::load(Sizes::default())?;
+    let endpoint = Endpoint {
+        ifindex: IFINDEX,
+        flags: endpoint_flag::UP | endpoint_flag::XDP,
+        mtu: 1500,
+        mac: MACHINE,
+        port_mac: PORT,
+        ..Endpoint::default()
+    };
+    let hop = NextHop {
+        deadline: u64::MAX,
+        ifindex: IFINDEX,
+        flags: nexthop_flag::RESOLVED,
+        mtu: 1500,
+        src_mac: UPLINK,
+        dst_mac: STATION,
+    };
+    // Machine to machine needs a second one.
+    let count = addresses.max(2);
+    let owner = |number| number % MACHINES;
+    for id in 0..count.min(MACHINES) {
+        programs.endpoint(id, endpoint)?;
+    }
+    let numbers = 0..count;
+    let all4: Vec<_> = numbers.clone().map(|n| (v4(n), 32, owner(n))).collect();
+    let all6: Vec<_> = numbers.map(|n| (v6(n), 128, owner(n))).collect();
+    programs.owners4(&all4)?;
+    programs.owners6(&all6)?;
+    programs.settings(Settings::default())?;
+    let uplink = Uplink {
+        mac: UPLINK,
+        pad: 0,
+        mtu: 1500,
+    };
+    programs.uplink(IFINDEX, uplink)?;
+    programs.port(IFINDEX, Some(0))?;
+    programs.xdp_port(IFINDEX)?;
+    programs.nexthops(&[hop])?;
+    programs.routes4(&[([0; 4], 0, 0)])?;
+    programs.routes6(&[([0; 16], 0, 0)])?;
+    Ok(programs)
+}
+
+/// Nanoseconds of one frame, less the floor.
+fn cost(
+    programs: &Programs,
+    hook: Hook,
+    subject: Subject,
+    options: &Options,
+    addresses: u32,
+) -> Result<f64> {
+    let frames = frames(hook, subject, addresses)?;
+    let kind = hook.kind();
+    let real = programs.replay(hook, &frames)?;
+    let (_idle, floor) = replay_idle(kind, &frames)?;
+    let run = |program, repeat| bpf::run(kind, program, &frames[0], Context::default(), repeat);
+    // Once through all frames, so that no round pays for cold caches alone.
+    let warm = u32::try_from(frames.len())?.max(10_000);
+    for program in [real.as_fd(), floor.as_fd()] {
+        run(program, warm)?;
+    }
+    let mut rounds = Vec::new();
+    for _ in 0..options.rounds {
+        let whole = run(real.as_fd(), options.repeat)?;
+        ensure!(
+            whole.code == subject.code(hook),
+            "{} does not do its work with {}: action {}",
+            hook.name(),
+            subject.name(),
+            whole.code
+        );
+        let floor = run(floor.as_fd(), options.repeat)?;
+        rounds.push(whole.duration.as_nanos() as f64 - floor.duration.as_nanos() as f64);
+    }
+    rounds.sort_by(f64::total_cmp);
+    Ok(rounds[rounds.len() / 2])
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub struct Table {
+    addresses: Vec<u32>,
+    /// Program, frame, and a cost for each number of addresses.
+    rows: Vec<(&'static str, &'static str, Vec<f64>)>,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<15}{:<26}", "program", "ns for a frame of")?;
+        for count in &self.addresses {
+            let word = if *count == 1 { "address" } else { "addresses" };
+            write!(f, "{:>18}", format!("{count} {word}"))?;
+        }
+        for count in self.addresses.iter().skip(1) {
+            write!(f, "{:>12}", format!("{count}/{}", self.addresses[0]))?;
+        }
+        for (program, frame, costs) in &self.rows {
+            write!(f, "\n{program:<15}{frame:<26}")?;
+            for cost in costs {
+                write!(f, "{cost:>18.0}")?;
+            }
+            for cost in costs.iter().skip(1) {
+                write!(f, "{:>12.2}", cost / costs[0])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Measures, on one core.
+///
+/// # Errors
+/// Without root, when the kernel refuses a program, or when a program does not do what
+/// it is measured at.
+pub fn measure(options: &Options) -> Result<Table> {
+    thread::scope(|scope| {
+        let measured = scope.spawn(|| {
+            stay_on_this_core().context("cannot stay on one core")?;
+            measure_here(options)
+        });
+        measured.join().expect("measuring does not panic")
+    })
+}
+
+fn measure_here(options: &Options) -> Result<Table> {
+    let mut costs: BTreeMap<(Hook, usize), Vec<f64>> = BTreeMap::new();
+    for &addresses in &options.addresses {
+        let programs = programs(addresses)?;
+        for &hook in &options.hooks {
+            for (at, subject) in Subject::of(hook).iter().enumerate() {
+                let cost = cost(&programs, hook, *subject, options, addresses)?;
+                costs.entry((hook, at)).or_default().push(cost);
+            }
+        }
+    }
+    let rows = costs
+        .into_iter()
+        .map(|((hook, at), costs)| (hook.name(), Subject::of(hook)[at].name(), costs));
+    Ok(Table {
+        addresses: options.addresses.clone(),
+        rows: rows.collect(),
+    })
+}
+
+fn stay_on_this_core() -> std::io::Result<()> {
+    // SAFETY: the set is plain bits, and the calls take a pointer to a whole one.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu().unsigned_abs() as usize, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,5 @@
+//! Measures what the data plane costs, and runs its programs without a network.
+
+mod bpf;
+pub mod cost;
+pub mod programs;

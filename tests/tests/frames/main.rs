@@ -1,0 +1,215 @@
+//! Whole frames through the programs as the kernel has loaded and verified them
+//! (`BPF_PROG_TEST_RUN`): the rows of the protocol at tc and XDP, compared byte for byte
+//! with what etherparse builds, and the counters with them.
+
+#[path = "../../../netspawn-ebpf/tests/rows/mod.rs"]
+mod rows;
+
+mod rig;
+mod tags;
+
+use std::{collections::BTreeMap, io::Write as _, sync::MutexGuard};
+
+use netspawn_bench::{cost, programs::Hook};
+use netspawn_ebpf::{
+    abi::{MARK, NOBODY, endpoint_flag},
+    verdict::{Kind, Reason},
+};
+
+use rig::{Case, Rig, TC_NEXT, TC_REDIRECT, TC_SHOT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
+use rows::{At, Row, build, world};
+
+fn rig() -> MutexGuard<'static, Rig> {
+    rig::RIG
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// What a row is at tc.
+fn at_tc(row: &Row) -> Case {
+    let hook = match row.at {
+        At::Uplink => Hook::UplinkIngress,
+        At::Host => Hook::UplinkEgress,
+        At::Port(_) => Hook::PortIngress,
+    };
+    let code = match row.reason.kind() {
+        Kind::Pass => TC_NEXT,
+        Kind::Drop => TC_SHOT,
+        Kind::Answer | Kind::Forward => TC_REDIRECT,
+    };
+    let forwards = row.reason.kind() == Kind::Forward;
+    // What comes back through another hook of ours is known by its mark.
+    let marked = row.reason.kind() == Kind::Answer || forwards && row.machine == NOBODY;
+    let mut case = Case::new(row, hook, code);
+    case.mark = if marked { MARK } else { 0 };
+    case.received = (forwards && row.machine != NOBODY).then_some(row.machine);
+    case.sent = match row.at {
+        At::Port(id) if row.sent => Some(id),
+        _ => None,
+    };
+    case
+}
+
+/// What a row of the uplink is at XDP: what is passed is left to tc to be counted, and so
+/// is what a veth would have to take without its offloads.
+fn at_xdp(row: &Row) -> Case {
+    // The tag is in the frame here, where nothing of it is known: tc answers.
+    if let Some(vlan) = row.vlan {
+        let mut row = row.clone();
+        row.frame = build::tagged(&row.frame, vlan);
+        row.out = Some(row.frame.clone());
+        let mut case = Case::new(&row, Hook::UplinkXdp, XDP_PASS);
+        case.counted = BTreeMap::new();
+        case.charged = None;
+        return case;
+    }
+    let code = match row.reason.kind() {
+        Kind::Pass => XDP_PASS,
+        Kind::Drop => XDP_DROP,
+        Kind::Answer => XDP_TX,
+        Kind::Forward => XDP_REDIRECT,
+    };
+    let mut case = Case::new(row, Hook::UplinkXdp, code);
+    if row.reason.kind() == Kind::Pass {
+        case.counted = BTreeMap::new();
+    }
+    if row.reason.kind() == Kind::Forward {
+        let tcp = match row.frame[12..14] {
+            [8, 0] => row.frame[23] == 6,
+            _ => row.frame[20] == 6,
+        };
+        let flags = world::endpoint(row.machine, 0).flags;
+        if tcp || flags & endpoint_flag::XDP == 0 {
+            case.code = XDP_PASS;
+            case.out = Some(row.frame.clone());
+            case.counted = BTreeMap::new();
+        } else {
+            case.received = Some(row.machine);
+        }
+    }
+    case
+}
+
+/// Whether `BPF_PROG_TEST_RUN` refuses the frame for an skb: cut within its IP header
+/// (net/bpf/test_run.c). XDP and the host's tests have those rows.
+fn refused_by_test_run(row: &Row) -> bool {
+    let header = match row.frame[12..14] {
+        [8, 0] => 20,
+        [0x86, 0xdd] => 40,
+        _ => 0,
+    };
+    row.frame.len() < 14 + header
+}
+
+fn tc(rows: Vec<Row>) {
+    let rows = rows.iter().filter(|row| !refused_by_test_run(row));
+    rig().check(rows.map(at_tc));
+}
+
+fn xdp(rows: Vec<Row>) {
+    let rows = rows
+        .iter()
+        // XDP sees no super-packets.
+        .filter(|row| row.at == At::Uplink && row.gso_size == 0);
+    rig().check(rows.map(at_xdp));
+}
+
+#[test]
+fn arp_rows_hold_at_tc() {
+    tc(rows::arp::rows());
+}
+
+#[test]
+fn arp_rows_hold_at_xdp() {
+    xdp(rows::arp::rows());
+}
+
+#[test]
+fn neighbor_discovery_rows_hold_at_tc() {
+    tc(rows::ndp::rows());
+}
+
+#[test]
+fn neighbor_discovery_rows_hold_at_xdp() {
+    xdp(rows::ndp::rows());
+}
+
+#[test]
+fn forwarding_rows_hold_at_tc() {
+    tc(rows::forward::rows());
+}
+
+#[test]
+fn forwarding_rows_hold_at_xdp() {
+    xdp(rows::forward::rows());
+}
+
+#[test]
+fn guard_rows_hold_at_tc() {
+    tc(rows::guard::rows());
+}
+
+/// The host's own answer or a machine's packet to the host, on its second way through.
+#[test]
+fn handed_frames_pass_unchanged_without_their_mark() {
+    let frame = build::packet(
+        world::ASKER,
+        world::UPLINK,
+        world::ASKER4,
+        world::ip4(world::WEB),
+    );
+    for (at, hook) in [
+        (At::Uplink, Hook::UplinkIngress),
+        (At::Host, Hook::UplinkEgress),
+    ] {
+        let row = Row::pass("handed over", at, frame.frame(), Reason::Handed);
+        let mut case = Case::new(&row, hook, TC_NEXT);
+        case.mark_in = MARK;
+        rig().check([case]);
+    }
+}
+
+/// A program of someone else may have set a mark, which is left alone.
+#[test]
+fn marks_of_others_are_kept() {
+    let frame = build::packet(world::ASKER, world::UPLINK, world::ASKER4, world::FREE4);
+    let row = Row::pass("marked", At::Uplink, frame.frame(), Reason::NotOwned);
+    let mut case = Case::new(&row, Hook::UplinkIngress, TC_NEXT);
+    case.mark_in = 0x1234;
+    case.mark = 0x1234;
+    rig().check([case]);
+}
+
+/// An interface that is no uplink (any more) is none of ours.
+#[test]
+fn frames_on_other_interfaces_pass_uncounted() {
+    let row = Row::pass(
+        "no uplink",
+        At::Uplink,
+        build::Arp::who_has(world::ip4(world::WEB), world::ASKER, world::ASKER4).padded(0),
+        Reason::NotOwned,
+    );
+    let mut rig = rig();
+    rig.without_uplink(|rig| {
+        for (hook, code) in [(Hook::UplinkIngress, TC_NEXT), (Hook::UplinkXdp, XDP_PASS)] {
+            let mut case = Case::new(&row, hook, code);
+            case.counted = BTreeMap::new();
+            rig.check([case]);
+        }
+    });
+}
+
+/// Printed, not asserted: `cargo xtask bench prog` does it at length.
+#[test]
+fn cost_of_a_frame_is_printed() {
+    // The programs of the rows are of no use here, and both take memory.
+    let table = cost::measure(&cost::Options {
+        repeat: 100_000,
+        rounds: 3,
+        addresses: vec![1, 1_000, 100_000],
+        hooks: vec![Hook::UplinkIngress],
+    })
+    .expect("the programs run");
+    // The harness hides what `eprintln` says of tests that pass.
+    writeln!(std::io::stderr(), "\n{table}").expect("standard error is open");
+}
