@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, os::fd::AsFd as _, thread};
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, PacketBuilder};
 use netspawn_ebpf::{
-    abi::{Endpoint, NextHop, Settings, Uplink, endpoint_flag, nexthop_flag},
+    abi::{Endpoint, NextHop, Settings, Uplink, endpoint_flag, nexthop_flag, settings_flag},
     wire::{Ipv4, Ipv6, Mac},
 };
 use netspawn_user::datapath::object::Sizes;
@@ -29,6 +29,8 @@ pub struct Options {
     pub rounds: usize,
     /// Numbers of addresses, in ascending order, 131,072 at most.
     pub addresses: Vec<u32>,
+    /// Prefixes beside the addresses, which make every miss a look-up in a trie.
+    pub prefixes: u32,
     /// Programs.
     pub hooks: Vec<Hook>,
 }
@@ -39,6 +41,7 @@ impl Default for Options {
             repeat: 1_000_000,
             rounds: 7,
             addresses: vec![1, 1_000, 100_000],
+            prefixes: 0,
             hooks: Hook::ALL.to_vec(),
         }
     }
@@ -105,6 +108,16 @@ fn v4(number: u32) -> Ipv4 {
 /// As above.
 fn v6(number: u32) -> Ipv6 {
     (0x2001_0db8_u128 << 96 | u128::from(number)).to_be_bytes()
+}
+
+/// The /28 with that number.
+fn net4(number: u32) -> Ipv4 {
+    (0x0b00_0000 + number * 16).to_be_bytes()
+}
+
+/// The /64 with that number.
+fn net6(number: u32) -> Ipv6 {
+    (0x2001_0dba_u128 << 96 | u128::from(number) << 64).to_be_bytes()
 }
 
 /// A destination beyond the uplink.
@@ -203,7 +216,7 @@ fn frames(hook: Hook, subject: Subject, addresses: u32) -> Result<Vec<Vec<u8>>> 
 }
 
 /// Programs that know so many addresses.
-fn programs(addresses: u32) -> Result<Programs> {
+fn programs(addresses: u32, prefixes: u32) -> Result<Programs> {
     let mut programs = Programs::load(Sizes::default())?;
     let endpoint = Endpoint {
         ifindex: IFINDEX,
@@ -232,7 +245,19 @@ fn programs(addresses: u32) -> Result<Programs> {
     let all6: Vec<_> = numbers.map(|n| (v6(n), 128, owner(n))).collect();
     programs.owners4(&all4)?;
     programs.owners6(&all6)?;
-    programs.settings(Settings::default())?;
+    let prefixed = 0..prefixes;
+    let nets4: Vec<_> = prefixed
+        .clone()
+        .map(|n| (net4(n), 28, owner(n % count)))
+        .collect();
+    let nets6: Vec<_> = prefixed.map(|n| (net6(n), 64, owner(n % count))).collect();
+    programs.owners4(&nets4)?;
+    programs.owners6(&nets6)?;
+    let flags = match prefixes {
+        0 => 0,
+        _ => settings_flag::PREFIXES4 | settings_flag::PREFIXES6,
+    };
+    programs.settings(Settings { flags })?;
     let uplink = Uplink {
         mac: UPLINK,
         pad: 0,
@@ -331,7 +356,7 @@ pub fn measure(options: &Options) -> Result<Table> {
 fn measure_here(options: &Options) -> Result<Table> {
     let mut costs: BTreeMap<(Hook, usize), Vec<f64>> = BTreeMap::new();
     for &addresses in &options.addresses {
-        let programs = programs(addresses)?;
+        let programs = programs(addresses, options.prefixes)?;
         for &hook in &options.hooks {
             for (at, subject) in Subject::of(hook).iter().enumerate() {
                 let cost = cost(&programs, hook, *subject, options, addresses)?;

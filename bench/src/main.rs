@@ -21,16 +21,24 @@ enum Scenario {
         /// Rounds, of which the median counts
         #[arg(long, default_value_t = cost::Options::default().rounds)]
         rounds: usize,
+        /// Prefixes of each family beside the addresses, 100,000 at most
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100_000))]
+        prefixes: u32,
     },
 }
 
 fn main() -> Result<()> {
     match Cli::parse().scenario {
-        Scenario::Prog { repeat, rounds } => {
+        Scenario::Prog {
+            repeat,
+            rounds,
+            prefixes,
+        } => {
             ensure!(repeat > 0 && rounds > 0, "at least one frame and one round");
             let table = cost::measure(&cost::Options {
                 repeat,
                 rounds,
+                prefixes,
                 ..cost::Options::default()
             })?;
             println!("{table}");

@@ -207,6 +207,7 @@ fn cost_of_a_frame_is_printed() {
         repeat: 100_000,
         rounds: 3,
         addresses: vec![1, 1_000, 100_000],
+        prefixes: 0,
         hooks: vec![Hook::UplinkIngress],
     })
     .expect("the programs run");
