@@ -56,14 +56,17 @@ enum Subject {
     Ipv6,
     Local4,
     Local6,
+    Inside4,
+    Inside6,
 }
 
 impl Subject {
     /// Those that a program does something with.
-    fn of(hook: Hook) -> &'static [Subject] {
+    fn of(hook: Hook, prefixes: u32) -> &'static [Subject] {
         use Subject::*;
         match hook {
             Hook::PortIngress => &[Arp, Solicitation, Ipv4, Ipv6, Local4, Local6],
+            _ if prefixes > 0 => &[Arp, Solicitation, Ipv4, Ipv6, Inside4, Inside6],
             _ => &[Arp, Solicitation, Ipv4, Ipv6],
         }
     }
@@ -76,6 +79,8 @@ impl Subject {
             Subject::Ipv6 => "IPv6",
             Subject::Local4 => "IPv4, machine to machine",
             Subject::Local6 => "IPv6, machine to machine",
+            Subject::Inside4 => "IPv4, inside a prefix",
+            Subject::Inside6 => "IPv6, inside a prefix",
         }
     }
 
@@ -192,25 +197,26 @@ fn frame(hook: Hook, subject: Subject, number: u32) -> Result<Vec<u8>> {
         Subject::Ipv6 => udp6(asked6, &mut frame)?,
         Subject::Local4 => udp4(v4(number), &mut frame)?,
         Subject::Local6 => udp6(v6(number), &mut frame)?,
+        Subject::Inside4 => udp4(net4(number), &mut frame)?,
+        Subject::Inside6 => udp6(net6(number), &mut frame)?,
     }
     Ok(frame)
 }
 
 /// As many frames as are told apart, about addresses in no order.
-fn frames(hook: Hook, subject: Subject, addresses: u32) -> Result<Vec<Vec<u8>>> {
+fn frames(hook: Hook, subject: Subject, addresses: u32, prefixes: u32) -> Result<Vec<Vec<u8>>> {
     const MOST: u32 = 1 << 16;
-    let count = addresses.next_power_of_two().min(MOST);
-    // Knuth's multiplicative hash; address 0 is the sender's at a port.
-    let shuffled = |at: u32| at.wrapping_mul(2_654_435_761) % addresses;
-    let local = matches!(subject, Subject::Local4 | Subject::Local6);
-    (0..count)
+    let different = match subject {
+        Subject::Inside4 | Subject::Inside6 => prefixes,
+        _ => addresses,
+    };
+    // The first address is the sender's own.
+    let first = u32::from(matches!(subject, Subject::Local4 | Subject::Local6));
+    (0..different.next_power_of_two().min(MOST))
         .map(|at| {
-            let number = if local {
-                shuffled(at).max(1)
-            } else {
-                shuffled(at)
-            };
-            frame(hook, subject, number)
+            // Knuth's multiplicative hash.
+            let number = at.wrapping_mul(2_654_435_761) % different;
+            frame(hook, subject, number.max(first))
         })
         .collect()
 }
@@ -280,7 +286,7 @@ fn cost(
     options: &Options,
     addresses: u32,
 ) -> Result<f64> {
-    let frames = frames(hook, subject, addresses)?;
+    let frames = frames(hook, subject, addresses, options.prefixes)?;
     let kind = hook.kind();
     let real = programs.replay(hook, &frames)?;
     let (_idle, floor) = replay_idle(kind, &frames)?;
@@ -354,19 +360,22 @@ pub fn measure(options: &Options) -> Result<Table> {
 }
 
 fn measure_here(options: &Options) -> Result<Table> {
-    let mut costs: BTreeMap<(Hook, usize), Vec<f64>> = BTreeMap::new();
+    let mut costs: BTreeMap<(Hook, usize), (&str, Vec<f64>)> = BTreeMap::new();
     for &addresses in &options.addresses {
         let programs = programs(addresses, options.prefixes)?;
         for &hook in &options.hooks {
-            for (at, subject) in Subject::of(hook).iter().enumerate() {
+            for (at, subject) in (0..).zip(Subject::of(hook, options.prefixes)) {
                 let cost = cost(&programs, hook, *subject, options, addresses)?;
-                costs.entry((hook, at)).or_default().push(cost);
+                let (_, costs) = costs
+                    .entry((hook, at))
+                    .or_insert((subject.name(), Vec::new()));
+                costs.push(cost);
             }
         }
     }
     let rows = costs
         .into_iter()
-        .map(|((hook, at), costs)| (hook.name(), Subject::of(hook)[at].name(), costs));
+        .map(|((hook, _), (subject, costs))| (hook.name(), subject, costs));
     Ok(Table {
         addresses: options.addresses.clone(),
         rows: rows.collect(),

@@ -49,7 +49,7 @@ pub fn deadline() -> u64 {
 ///
 /// # Errors
 /// When the kernel does not say what is attached.
-pub fn ready(plane: &mut Plane, desired: &Desired, host: &Host) -> Result<String> {
+pub fn ready_line(plane: &mut Plane, desired: &Desired, host: &Host) -> Result<String> {
     let uplinks: Vec<String> = plane
         .attached()?
         .iter()
@@ -150,10 +150,11 @@ impl Agent {
         self.reload();
         // Guarded by `attach`, before there were events.
         self.plane.take_newly_guarded();
-        let mut retry = self.sync_or_retry();
+        let desired = self.sync()?;
+        let mut retry = None;
         self.renew_next_hops();
-        let desired_line = self.ready_line()?;
-        ready(&desired_line)?;
+        let line = ready_line(&mut self.plane, &desired, self.observer.host())?;
+        ready(&line)?;
         // Without systemd nobody listens.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -273,16 +274,6 @@ impl Agent {
         self.states = states;
     }
 
-    fn ready_line(&mut self) -> Result<String> {
-        let desired = self.plane.sync(&Wanted {
-            snapshot: &self.snapshot,
-            host: self.observer.host(),
-            policy: self.policy,
-            deadline: self.deadline,
-        })?;
-        ready(&mut self.plane, &desired, self.observer.host())
-    }
-
     /// Has the kernel confirm the routers' addresses, which it does not do by
     /// itself while packets pass it by.
     fn renew_next_hops(&mut self) {
@@ -346,7 +337,7 @@ impl Agent {
             Request::Attach { uplinks, mode } => {
                 self.refresh()?;
                 let desired = self.attach(&uplinks, mode)?;
-                response.ready = Some(ready(&mut self.plane, &desired, self.observer.host())?);
+                response.ready = Some(ready_line(&mut self.plane, &desired, self.observer.host())?);
             }
             Request::Detach { uplinks } => {
                 self.refresh()?;

@@ -63,21 +63,13 @@ impl DataPlane for Pinned<'_> {
     fn apply(&self) -> Result<Applied> {
         let run_dir = RunDir::new(&self.0.run_dir);
         run_dir.check_namespace()?;
-        match run_dir.turn()? {
+        let files = || Files::new(&self.0.config_dir, &self.0.run_dir).read();
+        let (snapshot, desired) = match run_dir.turn()? {
             Turn::Agent(client) => {
                 client.ask(&Request::Sync)?;
-                let view = self.view()?;
-                let snapshot = Files::new(&self.0.config_dir, &self.0.run_dir).read();
-                let desired = view.resolve(&snapshot);
-                Ok(Applied {
-                    attached: true,
-                    machines: desired.machines,
-                    problems: snapshot
-                        .problems
-                        .into_iter()
-                        .chain(desired.problems)
-                        .collect(),
-                })
+                let snapshot = files();
+                let desired = self.view()?.resolve(&snapshot);
+                (snapshot, desired)
             }
             Turn::Mine(_lock) => {
                 let Some(mut plane) = Plane::open(&self.0.bpf_dir)? else {
@@ -85,23 +77,24 @@ impl DataPlane for Pinned<'_> {
                 };
                 let config = Config::load(&self.0.config_dir).map_err(Problems)?;
                 let host = Host::dump().context("cannot read the host's network")?;
-                let snapshot = Files::new(&self.0.config_dir, &self.0.run_dir).read();
+                let snapshot = files();
                 let desired = plane.sync(&Wanted {
                     snapshot: &snapshot,
                     host: &host,
                     policy: config.policy,
                     deadline: agent::deadline(),
                 })?;
-                Ok(Applied {
-                    attached: true,
-                    machines: desired.machines,
-                    problems: snapshot
-                        .problems
-                        .into_iter()
-                        .chain(desired.problems)
-                        .collect(),
-                })
+                (snapshot, desired)
             }
-        }
+        };
+        Ok(Applied {
+            attached: true,
+            machines: desired.machines,
+            problems: snapshot
+                .problems
+                .into_iter()
+                .chain(desired.problems)
+                .collect(),
+        })
     }
 }

@@ -61,7 +61,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     }
     let (mut plane, desired, problems) = result?;
     if settings.once {
-        let line = agent::ready(&mut plane, &desired, &host)?;
+        let line = agent::ready_line(&mut plane, &desired, &host)?;
         output::print(&format!("{line}\n"))?;
         return Ok(Outcome::of(problems));
     }

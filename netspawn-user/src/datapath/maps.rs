@@ -222,7 +222,8 @@ impl Maps {
                     .with_context(|| format!("cannot write {run} addresses to the maps"))?;
                 rest = &rest[run..];
             } else {
-                self.step(op).with_context(|| format!("the kernel refused the step `{op}`"))?;
+                self.step(op)
+                    .with_context(|| format!("the kernel refused the step `{op}`"))?;
                 rest = &rest[1..];
             }
         }
