@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -105,17 +106,8 @@ fn machine_settings() -> Result<BTreeMap<PathBuf, String>> {
 }
 
 fn collect(folder: &Path, settings: &mut BTreeMap<PathBuf, String>) -> Result<()> {
-    // Counters rather than settings.
-    const MOVING: [&str; 8] = [
-        "ns_last_pid",
-        "random",
-        "dentry-state",
-        "file-nr",
-        "inode-nr",
-        "inode-state",
-        "aio-nr",
-        "pty",
-    ];
+    // What moves by itself although it can be written.
+    const MOVING: [&str; 2] = ["ns_last_pid", "random"];
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if MOVING.iter().any(|name| path.ends_with(name)) {
@@ -123,7 +115,10 @@ fn collect(folder: &Path, settings: &mut BTreeMap<PathBuf, String>) -> Result<()
         }
         if path.is_dir() {
             collect(&path, settings)?;
-        } else if let Ok(text) = fs::read_to_string(&path) {
+        } else if fs::metadata(&path)?.permissions().mode() & 0o200 != 0
+            && let Ok(text) = fs::read_to_string(&path)
+        {
+            // What cannot be written is a counter, not a setting.
             settings.insert(path, text);
         }
     }

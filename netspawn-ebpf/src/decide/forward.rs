@@ -1,11 +1,11 @@
 //! IP packets for machines: rows F1 to F11, G3, G4, and the host's own.
 
 use super::Meta;
-use crate::abi::{Endpoint, HOST, NOBODY, Owner, endpoint_flag, settings_flag};
+use crate::abi::{HOST, NOBODY, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
-use crate::verdict::{Action, Family, Reason, Verdict};
+use crate::verdict::{Family, Reason, Verdict};
 use crate::wire::{
-    Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, Words6, checksum, is_link_local6, is_loopback6,
+    Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, Words6, checksum, is_link_local6, is_loopback6,
     is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
 };
 
@@ -20,120 +20,218 @@ pub(super) enum Origin {
     Machine { id: Owner, tenant: u32 },
 }
 
-/// The IPv4 header when it is sound (RFC 1812 5.2.2): version, lengths within
-/// the frame, checksum.
-#[inline(always)]
-pub(super) fn header4<F: Frame + ?Sized>(frame: &F, meta: &Meta) -> Option<Ipv4Hdr> {
-    let ip = frame.read::<Ipv4Hdr>(L3)?;
-    let words = usize::from(ip.vihl & 15);
-    if ip.vihl >> 4 != 4 || words < 5 {
-        return None;
+/// What decisions need of an IP header, whatever its version.
+pub(super) trait Header: Sized {
+    /// Which one it is.
+    const FAMILY: Family;
+
+    /// The header at byte 14, not checked.
+    fn read<F: Frame + ?Sized>(frame: &F) -> Option<Self>;
+    /// The header at byte 14, when it is sound.
+    fn sound<F: Frame + ?Sized>(frame: &F, meta: &Meta) -> Option<Self>;
+    /// Who has the destination.
+    fn destination_owner<T: Tables>(&self, tables: &T) -> Owner;
+    /// Whether the source is one that no packet from the network can have (F7).
+    fn is_martian<T: Tables>(&self, tables: &T) -> bool;
+    /// Bytes of the packet by its own word.
+    fn length(&self) -> u32;
+    /// Bytes up to the transport header, where none is behind extensions.
+    fn header_length(&self) -> usize;
+    /// Protocol or first next header.
+    fn protocol(&self) -> u8;
+    /// TTL or hop limit.
+    fn hops(&self) -> u8;
+
+    /// Whether the packet, or each segment of a super-packet, fits an MTU (as
+    /// `skb_gso_validate_network_len` has it).
+    #[inline(always)]
+    fn fits<F: Frame + ?Sized>(&self, frame: &F, meta: &Meta, mtu: u32) -> bool {
+        if meta.gso_size == 0 {
+            return self.length() <= mtu;
+        }
+        let headers = self.header_length();
+        let transport = if self.protocol() == protocol::TCP {
+            // Two bytes, because the verifier does not follow the comparison
+            // that a single one compiles to.
+            match frame.read::<[u8; 2]>(L3 + headers + 12) {
+                Some([offset, _]) => u32::from(offset >> 4) * 4,
+                None => 60,
+            }
+        } else {
+            8
+        };
+        meta.gso_size + headers as u32 + transport <= mtu
     }
-    let total = u32::from(u16::from_be_bytes(ip.tot_len));
-    // A super-packet beyond 64 kB has a total length of 0 (BIG TCP).
-    let jumbo = meta.gso_size != 0 && total == 0;
-    if !jumbo && (total < words as u32 * 4 || total + L3 as u32 > meta.length) {
-        return None;
-    }
-    checksum::ipv4_header_is_right(frame, words).then_some(ip)
 }
 
-/// The IPv6 header when it is sound (RFC 8200 3): version, length within the
-/// frame.
-#[inline(always)]
-pub(super) fn header6<F: Frame + ?Sized>(frame: &F, meta: &Meta) -> Option<Ip6> {
-    let ip = Ip6::read(frame)?;
-    let payload = u32::from(ip.payload);
-    let sound = ip.version >> 4 == 6 && payload + L4_V6 as u32 <= meta.length;
-    sound.then_some(ip)
+impl Header for Ipv4Hdr {
+    const FAMILY: Family = Family::V4;
+
+    #[inline(always)]
+    fn read<F: Frame + ?Sized>(frame: &F) -> Option<Self> {
+        frame.read(L3)
+    }
+
+    /// RFC 1812 5.2.2: version, lengths within the frame, checksum.
+    #[inline(always)]
+    fn sound<F: Frame + ?Sized>(frame: &F, meta: &Meta) -> Option<Self> {
+        let ip = Self::read(frame)?;
+        let words = usize::from(ip.vihl & 15);
+        if ip.vihl >> 4 != 4 || words < 5 {
+            return None;
+        }
+        let total = ip.length();
+        // A super-packet beyond 64 kB has a total length of 0 (BIG TCP).
+        let jumbo = meta.gso_size != 0 && total == 0;
+        if !jumbo && (total < words as u32 * 4 || total + L3 as u32 > meta.length) {
+            return None;
+        }
+        checksum::ipv4_header_is_right(frame, words).then_some(ip)
+    }
+
+    #[inline(always)]
+    fn destination_owner<T: Tables>(&self, tables: &T) -> Owner {
+        tables.owner4(&self.dst_addr)
+    }
+
+    /// RFC 1812 5.3.7.
+    #[inline(always)]
+    fn is_martian<T: Tables>(&self, tables: &T) -> bool {
+        let source: Ipv4 = self.src_addr;
+        source[0] == 0
+            || source[0] == 127
+            || is_multicast_or_reserved4(&source)
+            || source == self.dst_addr
+            || tables.owner4(&source) != NOBODY
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        u32::from(u16::from_be_bytes(self.tot_len))
+    }
+
+    #[inline(always)]
+    fn header_length(&self) -> usize {
+        usize::from(self.vihl & 15) * 4
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.proto
+    }
+
+    #[inline(always)]
+    fn hops(&self) -> u8 {
+        self.ttl
+    }
 }
 
-/// Whether a packet, or each segment of a super-packet, fits an MTU (as
-/// `skb_gso_validate_network_len` has it). `headers` are the bytes up to the
-/// transport header.
+impl Header for Ip6 {
+    const FAMILY: Family = Family::V6;
+
+    #[inline(always)]
+    fn read<F: Frame + ?Sized>(frame: &F) -> Option<Self> {
+        Ip6::read(frame)
+    }
+
+    /// RFC 8200 3: version, length within the frame.
+    #[inline(always)]
+    fn sound<F: Frame + ?Sized>(frame: &F, meta: &Meta) -> Option<Self> {
+        let ip = Ip6::read(frame)?;
+        let sound = ip.version >> 4 == 6 && ip.length() + L3 as u32 <= meta.length;
+        sound.then_some(ip)
+    }
+
+    #[inline(always)]
+    fn destination_owner<T: Tables>(&self, tables: &T) -> Owner {
+        tables.owner6(&self.destination)
+    }
+
+    /// RFC 4291 2.5.2, 2.5.3, 2.7; link-local sources stay on their link
+    /// (2.5.6).
+    #[inline(always)]
+    fn is_martian<T: Tables>(&self, tables: &T) -> bool {
+        let source: Words6 = self.source;
+        is_unspecified6(&source)
+            || is_loopback6(&source)
+            || is_multicast6(&source)
+            || is_link_local6(&source)
+            || source == self.destination
+            || tables.owner6(&source) != NOBODY
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        u32::from(self.payload) + Ipv6Hdr::LEN as u32
+    }
+
+    #[inline(always)]
+    fn header_length(&self) -> usize {
+        Ipv6Hdr::LEN
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.next_header
+    }
+
+    #[inline(always)]
+    fn hops(&self) -> u8 {
+        self.hop_limit
+    }
+}
+
+/// A packet from the network or the host.
 #[inline(always)]
-fn fits<F: Frame + ?Sized>(
+pub(super) fn inbound<'a, H, F, T>(
     frame: &F,
     meta: &Meta,
-    packet: u32,
-    headers: usize,
-    protocol: u8,
-    mtu: u32,
-) -> bool {
-    if meta.gso_size == 0 {
-        return packet <= mtu;
-    }
-    let transport = if protocol == protocol::TCP {
-        // Two bytes, because the verifier does not follow the comparison that a
-        // single one compiles to.
-        match frame.read::<[u8; 2]>(L3 + headers + 12) {
-            Some([offset, _]) => u32::from(offset >> 4) * 4,
-            None => 60,
-        }
-    } else {
-        8
-    };
-    meta.gso_size + headers as u32 + transport <= mtu
-}
-
-/// [`fits`] for a sound IPv4 packet.
-#[inline(always)]
-pub(super) fn fits4<F: Frame + ?Sized>(frame: &F, meta: &Meta, ip: &Ipv4Hdr, mtu: u32) -> bool {
-    let packet = u32::from(u16::from_be_bytes(ip.tot_len));
-    fits(
-        frame,
-        meta,
-        packet,
-        usize::from(ip.vihl & 15) * 4,
-        ip.proto,
-        mtu,
-    )
-}
-
-/// [`fits`] for a sound IPv6 packet.
-#[inline(always)]
-pub(super) fn fits6<F: Frame + ?Sized>(frame: &F, meta: &Meta, ip: &Ip6, mtu: u32) -> bool {
-    let packet = u32::from(ip.payload) + Ipv6Hdr::LEN as u32;
-    fits(frame, meta, packet, Ipv6Hdr::LEN, ip.next_header, mtu)
-}
-
-/// Sources that no packet from the network can have (F7; RFC 1812 5.3.7).
-#[inline(always)]
-fn martian4<T: Tables>(ip: &Ipv4Hdr, tables: &T) -> bool {
-    let source: Ipv4 = ip.src_addr;
-    source[0] == 0
-        || source[0] == 127
-        || is_multicast_or_reserved4(&source)
-        || source == ip.dst_addr
-        || tables.owner4(&source) != NOBODY
-}
-
-/// Sources that no packet from the network can have (F7; RFC 4291 2.5.2,
-/// 2.5.3, 2.7), or that stay on their link (2.5.6).
-#[inline(always)]
-fn martian6<T: Tables>(ip: &Ip6, tables: &T) -> bool {
-    let source: Words6 = ip.source;
-    is_unspecified6(&source)
-        || is_loopback6(&source)
-        || is_multicast6(&source)
-        || is_link_local6(&source)
-        || source == ip.destination
-        || tables.owner6(&source) != NOBODY
-}
-
-/// The checks that both families share once a header is sound, in the order
-/// that decides which reason is counted.
-#[inline(always)]
-fn deliver<'a, T: Tables>(
-    id: Owner,
-    endpoint: &'a Endpoint,
     origin: Origin,
-    family: Family,
-    protocol: u8,
-    hops: u8,
-    tables: &T,
-) -> Verdict<'a> {
+    tables: &'a T,
+) -> Verdict<'a>
+where
+    H: Header,
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let Some(ip) = H::read(frame) else {
+        return Verdict::pass(Reason::Malformed);
+    };
+    match ip.destination_owner(tables) {
+        NOBODY => Verdict::pass(Reason::NotOwned),
+        HOST => Verdict::pass(Reason::ForHost),
+        id => to_machine::<H, F, T>(frame, meta, id, origin, tables),
+    }
+}
+
+/// A packet for a machine.
+#[inline(always)]
+pub(super) fn to_machine<'a, H, F, T>(
+    frame: &F,
+    meta: &Meta,
+    id: Owner,
+    origin: Origin,
+    tables: &'a T,
+) -> Verdict<'a>
+where
+    H: Header,
+    F: Frame + ?Sized,
+    T: Tables,
+{
     let drop = |reason| Verdict::drop(reason, id);
+    let from_network = matches!(origin, Origin::Network);
+    let Some(endpoint) = tables.endpoint(id) else {
+        return Verdict::pass(Reason::NotOwned);
+    };
+    if from_network && endpoint.vlan != meta.vlan {
+        return Verdict::pass(Reason::VlanPass);
+    }
+    let Some(ip) = H::sound(frame, meta) else {
+        return drop(Reason::BadHeader);
+    };
+    if from_network && ip.is_martian(tables) {
+        return drop(Reason::MartianSource);
+    }
     if let Origin::Machine { id: sender, tenant } = origin
         && tenant != endpoint.tenant
         && tables.settings().flags & settings_flag::ISOLATION_ROUTE == 0
@@ -143,129 +241,16 @@ fn deliver<'a, T: Tables>(
     if endpoint.flags & endpoint_flag::UP == 0 {
         return drop(Reason::EndpointDown);
     }
-    let hop = !matches!(origin, Origin::Host);
-    if hop && hops <= 1 {
+    let takes_hop = !matches!(origin, Origin::Host);
+    if takes_hop && ip.hops() <= 1 {
         return drop(Reason::TtlExceeded);
+    }
+    if !ip.fits(frame, meta, endpoint.mtu) {
+        return drop(Reason::TooBig);
     }
     let from = match origin {
         Origin::Machine { id, .. } => id,
         _ => NOBODY,
     };
-    Verdict::deliver(id, endpoint, from, hop, family, protocol)
-}
-
-/// An IPv4 packet from the network or the host.
-#[inline(always)]
-pub(super) fn inbound4<'a, F, T>(
-    frame: &F,
-    meta: &Meta,
-    origin: Origin,
-    tables: &'a T,
-) -> Verdict<'a>
-where
-    F: Frame + ?Sized,
-    T: Tables,
-{
-    let Some(ip) = frame.read::<Ipv4Hdr>(L3) else {
-        return Verdict::pass(Reason::Malformed);
-    };
-    match tables.owner4(&ip.dst_addr) {
-        NOBODY => Verdict::pass(Reason::NotOwned),
-        HOST => Verdict::pass(Reason::ForHost),
-        id => machine4(frame, meta, id, origin, tables),
-    }
-}
-
-/// An IPv4 packet for a machine.
-#[inline(always)]
-pub(super) fn machine4<'a, F, T>(
-    frame: &F,
-    meta: &Meta,
-    id: Owner,
-    origin: Origin,
-    tables: &'a T,
-) -> Verdict<'a>
-where
-    F: Frame + ?Sized,
-    T: Tables,
-{
-    let Some(endpoint) = tables.endpoint(id) else {
-        return Verdict::pass(Reason::NotOwned);
-    };
-    if matches!(origin, Origin::Network) && endpoint.vlan != meta.vlan {
-        return Verdict::pass(Reason::VlanPass);
-    }
-    let Some(ip) = header4(frame, meta) else {
-        return Verdict::drop(Reason::BadHeader, id);
-    };
-    if matches!(origin, Origin::Network) && martian4(&ip, tables) {
-        return Verdict::drop(Reason::MartianSource, id);
-    }
-    let verdict = deliver(id, endpoint, origin, Family::V4, ip.proto, ip.ttl, tables);
-    if verdict.action == Action::Deliver && !fits4(frame, meta, &ip, endpoint.mtu) {
-        return Verdict::drop(Reason::TooBig, id);
-    }
-    verdict
-}
-
-/// An IPv6 packet from the network or the host.
-#[inline(always)]
-pub(super) fn inbound6<'a, F, T>(
-    frame: &F,
-    meta: &Meta,
-    origin: Origin,
-    tables: &'a T,
-) -> Verdict<'a>
-where
-    F: Frame + ?Sized,
-    T: Tables,
-{
-    let Some(ip) = Ip6::read(frame) else {
-        return Verdict::pass(Reason::Malformed);
-    };
-    match tables.owner6(&ip.destination) {
-        NOBODY => Verdict::pass(Reason::NotOwned),
-        HOST => Verdict::pass(Reason::ForHost),
-        id => machine6(frame, meta, id, origin, tables),
-    }
-}
-
-/// An IPv6 packet for a machine.
-#[inline(always)]
-pub(super) fn machine6<'a, F, T>(
-    frame: &F,
-    meta: &Meta,
-    id: Owner,
-    origin: Origin,
-    tables: &'a T,
-) -> Verdict<'a>
-where
-    F: Frame + ?Sized,
-    T: Tables,
-{
-    let Some(endpoint) = tables.endpoint(id) else {
-        return Verdict::pass(Reason::NotOwned);
-    };
-    if matches!(origin, Origin::Network) && endpoint.vlan != meta.vlan {
-        return Verdict::pass(Reason::VlanPass);
-    }
-    let Some(ip) = header6(frame, meta) else {
-        return Verdict::drop(Reason::BadHeader, id);
-    };
-    if matches!(origin, Origin::Network) && martian6(&ip, tables) {
-        return Verdict::drop(Reason::MartianSource, id);
-    }
-    let verdict = deliver(
-        id,
-        endpoint,
-        origin,
-        Family::V6,
-        ip.next_header,
-        ip.hop_limit,
-        tables,
-    );
-    if verdict.action == Action::Deliver && !fits6(frame, meta, &ip, endpoint.mtu) {
-        return Verdict::drop(Reason::TooBig, id);
-    }
-    verdict
+    Verdict::deliver(id, endpoint, from, takes_hop, H::FAMILY, ip.protocol())
 }

@@ -3,7 +3,7 @@
 
 use super::{
     Meta,
-    forward::{self, Origin},
+    forward::{Header as _, Origin, to_machine},
     is_machine, may_use_mac, nd_type, ndp,
 };
 use crate::abi::{
@@ -111,7 +111,7 @@ where
     if eth.dst_addr != endpoint.port_mac {
         return drop(Reason::WrongGateway);
     }
-    let Some(ip) = forward::header4(frame, meta) else {
+    let Some(ip) = Ipv4Hdr::sound(frame, meta) else {
         return drop(Reason::BadHeader);
     };
     match tables.owner4(&ip.dst_addr) {
@@ -121,7 +121,7 @@ where
                 id,
                 tenant: endpoint.tenant,
             };
-            forward::machine4(frame, meta, owner, origin, tables)
+            to_machine::<Ipv4Hdr, F, T>(frame, meta, owner, origin, tables)
         }
         HOST => to_host(id, tables.route4(&ip.src_addr), tables),
         _ => {
@@ -148,7 +148,7 @@ where
             if ip.ttl <= 1 {
                 return drop(Reason::TtlExceeded);
             }
-            if !forward::fits4(frame, meta, &ip, hop.mtu) {
+            if !ip.fits(frame, meta, hop.mtu) {
                 return drop(Reason::TooBig);
             }
             Verdict::out(id, hop, Family::V4)
@@ -215,7 +215,7 @@ where
     if eth.dst_addr != endpoint.port_mac {
         return drop(Reason::WrongGateway);
     }
-    let Some(ip) = forward::header6(frame, meta) else {
+    let Some(ip) = Ip6::sound(frame, meta) else {
         return drop(Reason::BadHeader);
     };
     if is_link_local6(&ip.destination) {
@@ -244,7 +244,7 @@ where
                 id,
                 tenant: endpoint.tenant,
             };
-            forward::machine6(frame, meta, owner, origin, tables)
+            to_machine::<Ip6, F, T>(frame, meta, owner, origin, tables)
         }
         HOST => to_host(id, tables.route6(&ip.source), tables),
         _ => {
@@ -257,7 +257,7 @@ where
             if ip.hop_limit <= 1 {
                 return drop(Reason::TtlExceeded);
             }
-            if !forward::fits6(frame, meta, &ip, hop.mtu) {
+            if !ip.fits(frame, meta, hop.mtu) {
                 return drop(Reason::TooBig);
             }
             Verdict::out(id, hop, Family::V6)

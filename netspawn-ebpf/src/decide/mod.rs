@@ -8,7 +8,9 @@ pub mod ndp;
 use crate::abi::{Endpoint, HOST, NOBODY, Owner, Uplink, endpoint_flag};
 use crate::tables::Tables;
 use crate::verdict::{Reason, Verdict};
-use crate::wire::{EthHdr, Frame, Ipv6Hdr, L3, L4_V6, ether_type, ndp::kind, protocol};
+use crate::wire::{
+    EthHdr, Frame, Ip6, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, ether_type, ndp::kind, protocol,
+};
 
 /// What a hook knows of a frame besides its bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,13 +38,13 @@ where
     match u16::from_be(eth.ether_type) {
         ether_type::ARP => arp::uplink(frame, &eth, meta, uplink, tables),
         ether_type::IPV4 if eth.dst_addr == uplink.mac => {
-            forward::inbound4(frame, meta, forward::Origin::Network, tables)
+            forward::inbound::<Ipv4Hdr, F, T>(frame, meta, forward::Origin::Network, tables)
         }
         ether_type::IPV6 => match nd_type(frame) {
             kind::SOLICITATION => ndp::uplink(frame, &eth, meta, uplink, tables),
             kind::ADVERTISEMENT => ndp::uplink_advertisement(frame, &eth, uplink, tables),
             _ if eth.dst_addr == uplink.mac => {
-                forward::inbound6(frame, meta, forward::Origin::Network, tables)
+                forward::inbound::<Ip6, F, T>(frame, meta, forward::Origin::Network, tables)
             }
             _ => Verdict::pass(Reason::NotForUs),
         },
@@ -66,10 +68,12 @@ where
     };
     match u16::from_be(eth.ether_type) {
         ether_type::ARP => arp::host(frame, &eth, tables),
-        ether_type::IPV4 => forward::inbound4(frame, meta, forward::Origin::Host, tables),
+        ether_type::IPV4 => {
+            forward::inbound::<Ipv4Hdr, F, T>(frame, meta, forward::Origin::Host, tables)
+        }
         ether_type::IPV6 => match nd_type(frame) {
             kind::SOLICITATION => ndp::host(frame, &eth, tables),
-            _ => forward::inbound6(frame, meta, forward::Origin::Host, tables),
+            _ => forward::inbound::<Ip6, F, T>(frame, meta, forward::Origin::Host, tables),
         },
         _ => Verdict::pass(Reason::OtherProtocol),
     }

@@ -27,12 +27,12 @@ pub fn charge(cause: Reason, endpoint: Owner) {
         endpoint,
         reason: cause as u32,
     };
-    match DROPS.get_ptr_mut(&key) {
+    match DROPS.get_ptr_mut(key) {
         // SAFETY: the slot is this CPU's own, as in `reason`.
         Some(count) => unsafe { *count += 1 },
         None => {
             // Full or raced: the count by reason alone has been taken.
-            let _ = DROPS.insert(&key, &1, 0);
+            let _ = DROPS.insert(key, 1, 0);
         }
     }
 }

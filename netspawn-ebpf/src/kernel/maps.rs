@@ -99,7 +99,7 @@ impl Tables for Maps {
     fn owner4(&self, address: &Ipv4) -> Owner {
         let key = key4(address);
         // SAFETY: values are single words, which are replaced as a whole.
-        if let Some(owner) = unsafe { ADDRS4.get(&key) } {
+        if let Some(owner) = unsafe { ADDRS4.get(key) } {
             return *owner;
         }
         if self.settings().flags & settings_flag::PREFIXES4 == 0 {
@@ -133,7 +133,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn uplink(&self, ifindex: u32) -> Option<&Uplink> {
         // SAFETY: an entry is replaced as a whole, and freed after a grace period.
-        unsafe { UPLINKS.get(&ifindex) }
+        unsafe { UPLINKS.get(ifindex) }
     }
 
     #[inline(always)]

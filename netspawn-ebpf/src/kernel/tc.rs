@@ -28,7 +28,7 @@ use super::{
 
 /// Other programs and the stack go on with the frame.
 const NEXT: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT as i32;
+const DROP: i32 = TC_ACT_SHOT;
 
 /// Bytes that decisions about headers read at most: Ethernet, the longest IPv4
 /// header, the start of TCP; or a solicitation with its options.
@@ -336,7 +336,7 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
         raw: ctx.as_ptr().cast(),
     };
     // SAFETY: values are single words, which are replaced as a whole.
-    let id = unsafe { PORTS.get(&skb.ifindex()) }.copied();
+    let id = unsafe { PORTS.get(skb.ifindex()) }.copied();
     let endpoint = match id {
         Some(id) => Maps.endpoint(id),
         None => None,

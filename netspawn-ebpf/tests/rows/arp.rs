@@ -327,6 +327,25 @@ fn port() -> Vec<Row> {
             SpoofedMac,
         ),
         drop(
+            "P5 the Ethernet source is not the sender's MAC",
+            Arp {
+                source: mac(DB),
+                ..asks(GATEWAY4)
+            },
+            SpoofedMac,
+        ),
+        Row::drop(
+            "P5 sender's MAC is not the Ethernet source, any MAC allowed",
+            At::Port(BRIDGE),
+            Arp {
+                source: mac(0x42),
+                ..Arp::who_has(GATEWAY4, mac(0x43), ip4(BRIDGE))
+            }
+            .frame(),
+            SpoofedMac,
+            BRIDGE,
+        ),
+        drop(
             "P5 another's MAC throughout",
             Arp::who_has(GATEWAY4, mac(DB), ip4(WEB)),
             SpoofedMac,

@@ -369,6 +369,15 @@ impl Packet<Ipv6> {
     }
 }
 
+/// The frame with another first byte of its IPv4 header, and its checksum (RFC 1624) as
+/// if that were right.
+pub fn first_byte4(frame: Vec<u8>, byte: u8) -> Vec<u8> {
+    let change = (i32::from(frame[14]) - i32::from(byte)) << 8;
+    let check = i32::from(u16::from_be_bytes([frame[24], frame[25]])) + change;
+    let check = u16::try_from(check.rem_euclid(0xffff)).expect("16 bits");
+    patch(patch(frame, 14, &[byte]), 24, &check.to_be_bytes())
+}
+
 /// The IPv4 header checksum of a frame made right again.
 pub fn fix4(frame: Vec<u8>) -> Vec<u8> {
     let (header, _) = Ipv4Header::from_slice(&frame[14..]).expect("an IPv4 header");

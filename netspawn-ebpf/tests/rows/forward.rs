@@ -8,7 +8,7 @@ use netspawn_ebpf::{
 
 use super::{
     At, Row,
-    build::{Inner, Packet, cut, fix4, packet, pad, patch},
+    build::{Inner, Packet, cut, first_byte4, fix4, packet, pad, patch},
     world::*,
 };
 
@@ -372,6 +372,14 @@ fn bad4() -> Vec<Row> {
             patch(frame.clone(), 14, &[0x44]),
         ),
         drop("F8 IHL 0", patch(frame.clone(), 14, &[0x40])),
+        drop(
+            "F8 IHL 4 under a right checksum",
+            first_byte4(frame.clone(), 0x44),
+        ),
+        drop(
+            "F8 version 5 under a right checksum",
+            first_byte4(frame.clone(), 0x55),
+        ),
         drop(
             "F8 IHL 15 where there are no options",
             patch(frame.clone(), 14, &[0x4f]),

@@ -58,6 +58,8 @@ fn source() -> Vec<Row> {
     use Reason::*;
     let spoofed_mac4 = to4(FAR4).via(mac(DB), port_mac(WEB));
     let spoofed_mac6 = to6(FAR6).via(mac(DB), port_mac(WEB));
+    let middle = to4(ip4(DB)).with(Inner::Fragment);
+    let local4_frame = |name, frame, out| Row::forward(name, AT, frame, ForwardedLocal, DB, out);
     let bridged = packet(mac(0x42), port_mac(BRIDGE), ip4(BRIDGE), FAR4);
     vec![
         drop4(
@@ -163,6 +165,20 @@ fn source() -> Vec<Row> {
             "P7 DHCPv4 server, to a machine",
             to4(ip4(DB)).with(Inner::Udp(67, 68, 240)),
             RogueDhcp,
+        ),
+        local4_frame(
+            "P7 what is no UDP header: the middle of a datagram",
+            patch(middle.frame(), 34, &[0, 67, 0, 68]),
+            patch(
+                middle.hop(port_mac(DB), mac(DB)).frame(),
+                34,
+                &[0, 67, 0, 68],
+            ),
+        ),
+        drop6(
+            "G9 a DHCPv6 client from another than a link-local address",
+            dhcp6(ip6(WEB), 546, 547),
+            Multicast,
         ),
         drop4(
             "P7 DHCPv4 server, to a machine, behind IP options",
@@ -441,6 +457,13 @@ fn gateway() -> Vec<Row> {
             pong4.frame(),
         )
         .policy(settings_flag::HOST_DENY),
+        Row::drop(
+            "the gateway's ping in fragments",
+            AT,
+            super::build::fix4(patch(ping4.frame(), 20, &[0x20, 0])),
+            LinkLocal,
+            WEB,
+        ),
         drop4(
             "the gateway has no other service, IPv4",
             to4(GATEWAY4),

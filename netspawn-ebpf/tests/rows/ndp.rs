@@ -684,6 +684,7 @@ fn port() -> Vec<Row> {
             },
             BadFrame,
         ),
+        drop("P5 target multicast", asks(ALL_NODES), BadFrame),
         Row::drop(
             "P5 bad checksum",
             at,
