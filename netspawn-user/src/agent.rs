@@ -68,11 +68,11 @@ pub fn ready_line(plane: &mut Plane, desired: &Desired, host: &Host) -> Result<S
 
 /// Tells problems once, and again when they come back after having gone.
 #[derive(Debug, Default)]
-pub struct Told(Vec<Problem>);
+struct Told(Vec<Problem>);
 
 impl Told {
     /// Logs those that are new.
-    pub fn tell<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
+    fn tell<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
         let now: Vec<Problem> = problems.cloned().collect();
         for problem in now.iter().filter(|problem| !self.0.contains(problem)) {
             tracing::warn!("{problem}");

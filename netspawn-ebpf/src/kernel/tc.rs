@@ -1,5 +1,7 @@
 //! Programs at tc hooks.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -17,7 +19,11 @@ use netspawn_ebpf::{
     rewrite,
     tables::Tables as _,
     verdict::{Action, Family, Reason, Verdict, word_mac},
-    wire::{Frame as _, FrameMut as _, L3, MIN_FRAME, ether_type, ndp::ADVERTISEMENT_FRAME},
+    wire::{
+        EthHdr, Frame as _, FrameMut as _, Ipv6Hdr, L3, L4_V6, MIN_FRAME, ether_type,
+        ndp::{self, ADVERTISEMENT_FRAME},
+        protocol,
+    },
 };
 
 use super::{
@@ -30,9 +36,16 @@ use super::{
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 
-/// Bytes that decisions about headers read at most: Ethernet, the longest IPv4
-/// header, the start of TCP; or a solicitation with its options.
-const HEADERS: u32 = 128;
+const ETHER_TYPE: usize = offset_of!(EthHdr, ether_type);
+const NEXT_HEADER: usize = L3 + offset_of!(Ipv6Hdr, next_hdr);
+
+/// Bytes that decisions on IP packets read at most: Ethernet and the longest IPv4
+/// header, which is also Ethernet, IPv6 and the start of TCP.
+const HEADERS: u32 = 74;
+
+/// Longest frame of neighbor discovery that is examined, of which every byte is
+/// read for the checksum.
+const DISCOVERY: u32 = (L4_V6 + 8 * ndp::MAX_UNITS) as u32;
 
 /// A hook's view of the skb.
 struct Skb {
@@ -77,19 +90,42 @@ impl Skb {
         Packet::new(self.data() as usize, self.data_end() as usize)
     }
 
-    /// Makes the headers linear where a driver left them in fragments.
+    /// Brings what decisions read within reach, where a driver left it in
+    /// fragments.
     #[inline(always)]
     fn pull_headers(&self) {
-        let wanted = if self.len() < HEADERS {
+        if !self.lacks(self.len()) {
+            return;
+        }
+        if self.lacks(HEADERS) {
+            self.pull(HEADERS);
+        }
+        let frame = self.packet();
+        let discovery = frame.read::<u16>(ETHER_TYPE) == Some(ether_type::IPV6.to_be())
+            && frame.read::<[u8; 2]>(NEXT_HEADER).map(|[next, _]| next) == Some(protocol::ICMPV6);
+        if discovery && self.len() <= DISCOVERY && self.lacks(self.len()) {
+            self.pull(self.len());
+        }
+    }
+
+    /// Whether less than `wanted` bytes are within reach. In 64 bits: the
+    /// verifier loses a packet pointer that is cut to 32.
+    #[inline(always)]
+    fn lacks(&self, wanted: u32) -> bool {
+        self.packet().reach() < wanted as usize
+    }
+
+    /// Packet pointers are to be taken afresh afterwards. On failure nothing
+    /// has moved, and decisions find the frame too short.
+    #[inline(always)]
+    fn pull(&self, wanted: u32) {
+        let wanted = if self.len() < wanted {
             self.len()
         } else {
-            HEADERS
+            wanted
         };
-        if self.packet().reach() < wanted as usize {
-            // SAFETY: the context is valid; packet pointers are taken afresh
-            // afterwards.
-            unsafe { bpf_skb_pull_data(self.raw, wanted) };
-        }
+        // SAFETY: the context is valid.
+        unsafe { bpf_skb_pull_data(self.raw, wanted) };
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
 //! `attach`.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{
-    agent::{self, Agent, Told},
+    agent::{self, Agent},
     cli::{AttachArgs, Global, Mode},
     config::{AttachSettings, Config},
     control::{Request, RunDir, Turn},
@@ -200,9 +200,6 @@ fn dry_run(
         text += &format!("{}\n", op.describe(&names));
     }
     output::print(&text)?;
-    Told::default().tell(snapshot.problems.iter().chain(&desired.problems));
-    if desired.machines.is_empty() && !snapshot.problems.is_empty() {
-        bail!("no machine can be used");
-    }
-    Ok(Outcome::Done)
+    let problems = snapshot.problems.iter().chain(&desired.problems);
+    Ok(Outcome::of(problems.map(ToString::to_string).collect()))
 }

@@ -6,7 +6,9 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::bpf_cmd;
+
+use super::attach::bpf::{bpf, empty};
 
 /// Entries to be written to one map, keys and values each back to back.
 #[derive(Debug, Default)]
@@ -58,8 +60,7 @@ impl Run {
             bytes[at as usize * size..].as_ptr() as u64
         };
         let fd = map.as_raw_fd().cast_unsigned();
-        // SAFETY: `bpf_attr` is a union of plain numbers.
-        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        let mut attr = empty();
         if command == bpf_cmd::BPF_MAP_UPDATE_BATCH {
             attr.batch.map_fd = fd;
             attr.batch.keys = of(&self.keys);
@@ -72,20 +73,7 @@ impl Run {
             element.key = of(&self.keys);
             element.__bindgen_anon_1.value = of(&self.values);
         }
-        // SAFETY: `attr` is a whole `bpf_attr`; keys and values are as many and
-        // as long as the map's, and outlive the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                command as libc::c_int,
-                std::ptr::from_mut(&mut attr),
-                size_of::<bpf_attr>(),
-            )
-        };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        bpf(command, &mut attr).map(drop)
     }
 }
 

@@ -148,14 +148,9 @@ impl Plane {
         }
         let guard = object::classifier(&mut ebpf, program::PORT_INGRESS)?
             .fd()?
-            .try_clone()?;
-        let mut plane = Plane::assemble(
-            pins,
-            sizes,
-            guard.as_fd().try_clone_to_owned()?,
-            Some(ebpf),
-            fresh,
-        )?;
+            .as_fd()
+            .try_clone_to_owned()?;
+        let mut plane = Plane::assemble(pins, sizes, guard, Some(ebpf), fresh)?;
         if !adopt {
             plane.maps = Maps::open(&plane.pins.next_maps())?;
         }
@@ -248,8 +243,8 @@ impl Plane {
     }
 
     /// Attaches uplinks, and has every uplink and port that is attached already
-    /// run the programs of this process. `fill` is called once the programs are
-    /// loaded and before one of them runs on a new uplink.
+    /// run the programs of this process. The maps are filled before a program
+    /// runs on a new uplink.
     ///
     /// # Errors
     /// When one cannot be attached: then all is as it was before.

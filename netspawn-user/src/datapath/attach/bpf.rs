@@ -85,13 +85,15 @@ pub struct Attached {
     pub link: u32,
 }
 
-fn empty() -> bpf_attr {
+/// An attribute union with nothing set.
+pub(in crate::datapath) fn empty() -> bpf_attr {
     // SAFETY: `bpf_attr` is a union of plain numbers; the kernel wants what is
     // not used to be zero.
     unsafe { std::mem::zeroed() }
 }
 
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+/// Calls `bpf(2)`. Whatever `attr` points at must outlive the call.
+pub(in crate::datapath) fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: `attr` is a whole `bpf_attr`, and the pointers that callers put
     // into it point to what outlives the call.
     let result = unsafe {
@@ -108,6 +110,7 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
         .ok_or_else(io::Error::last_os_error)
 }
 
+/// Calls `bpf(2)` with a command that returns a new descriptor.
 fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: this command returns a new descriptor that nobody else has.
