@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -161,12 +161,26 @@ END
             .run(&format!("ip -6 route add {DELEGATED} dev {LAN}"))?;
         self.net.settled(LAN)?;
         let uplink = format!("ip -6 addr show dev {UPLINK} scope global -tentative");
-        let ready = wait_until(Duration::from_secs(20), || {
-            self.host
-                .run(&uplink)
-                .is_ok_and(|text| text.contains(&HOST6.to_string()))
-        });
-        ensure!(ready, "networkd in the box did not configure {UPLINK}");
+        let ready = || {
+            wait_until(Duration::from_secs(8), || {
+                self.host
+                    .run(&uplink)
+                    .is_ok_and(|text| text.contains(&HOST6.to_string()))
+            })
+        };
+        // Once in a while networkd starts without taking the uplink up, and does
+        // when it starts again.
+        if !ready() {
+            eprintln!("networkd in the box has not configured {UPLINK}; starting it again");
+            self.shell("systemctl restart systemd-networkd")?;
+            if !ready() {
+                let state = self.shell(&format!(
+                    "networkctl --no-pager status {UPLINK}; ip address show dev {UPLINK}; \
+                     journalctl --no-pager --lines 20 --unit systemd-networkd"
+                ));
+                bail!("networkd in the box did not configure {UPLINK}\n{state:?}");
+            }
+        }
         Ok(())
     }
 
