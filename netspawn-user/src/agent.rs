@@ -5,7 +5,13 @@
 //! done follows from the whole state, so that a lost event delays and harms
 //! nothing.
 
-use std::{collections::BTreeMap, future, io, net::IpAddr, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future, io,
+    net::IpAddr,
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -29,7 +35,7 @@ use crate::{
     net::{neighbor, netlink::Netlink, observe::Observer},
     problem::Problem,
     registry::{Desired, MachineState},
-    source::{Files, Snapshot, Watcher},
+    source::{Snapshot, Source, Sources, Watcher, machined::Machined},
 };
 
 /// How often next hops are renewed and attachments looked at.
@@ -84,7 +90,8 @@ impl Told {
 /// A running agent.
 pub struct Agent {
     plane: Plane,
-    files: Files,
+    sources: Sources,
+    machined: Option<Machined>,
     snapshot: Snapshot,
     policy: Policy,
     run_dir: RunDir,
@@ -102,6 +109,7 @@ pub struct Agent {
 enum Event {
     Host,
     Files,
+    Machined,
     Tick,
     Retry,
     Connection(UnixStream),
@@ -113,10 +121,21 @@ impl Agent {
     ///
     /// # Errors
     /// When the host's network cannot be followed.
-    pub fn new(global: &Global, plane: Plane, policy: Policy) -> Result<Self> {
+    pub async fn new(
+        global: &Global,
+        plane: Plane,
+        policy: Policy,
+        enabled: &BTreeSet<Source>,
+    ) -> Result<Self> {
+        let machined = if enabled.contains(&Source::Machined) {
+            Some(Machined::follow().await)
+        } else {
+            None
+        };
         Ok(Agent {
             plane,
-            files: Files::new(&global.config_dir, &global.run_dir),
+            sources: Sources::new(&global.config_dir, &global.run_dir, enabled.iter().copied()),
+            machined,
             snapshot: Snapshot::default(),
             policy,
             run_dir: RunDir::new(&global.run_dir),
@@ -140,7 +159,8 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let listener = listen(&self.run_dir.socket())?;
-        let folders = self.files.folders().chain([self.config_dir.clone()]);
+        let mut folders = self.sources.folders();
+        folders.push(self.config_dir.clone());
         let mut watcher =
             Watcher::new(folders).context("cannot watch the folders of declarations")?;
         let mut tick = interval(TICK);
@@ -174,6 +194,7 @@ impl Agent {
                     changed.context("cannot watch the folders of declarations")?;
                     Event::Files
                 }
+                () = machined_changed(&mut self.machined) => Event::Machined,
                 _ = tick.tick() => Event::Tick,
                 () = until(retry) => Event::Retry,
                 connection = listener.accept() => match connection {
@@ -186,7 +207,8 @@ impl Agent {
             };
             match event {
                 Event::Stop => break,
-                Event::Host | Event::Retry => {}
+                Event::Host if self.sources.enabled().contains(&Source::Kernel) => self.reload(),
+                Event::Host | Event::Machined | Event::Retry => {}
                 Event::Files => self.reload(),
                 Event::Tick => {
                     self.deadline = deadline();
@@ -214,7 +236,7 @@ impl Agent {
     /// Reads declarations and policy. A policy file that is wrong leaves the
     /// policy as it was.
     fn reload(&mut self) {
-        self.snapshot = self.files.read();
+        self.snapshot = self.sources.read(self.observer.host());
         match Config::load(&self.config_dir) {
             Ok(config) => self.policy = config.policy,
             Err(problems) => self.snapshot.problems.extend(problems),
@@ -222,6 +244,9 @@ impl Agent {
     }
 
     fn sync(&mut self) -> Result<Desired> {
+        if let Some(machined) = &mut self.machined {
+            self.snapshot.registered = machined.registered(self.observer.host());
+        }
         let desired = self.plane.sync(&Wanted {
             snapshot: &self.snapshot,
             host: self.observer.host(),
@@ -328,6 +353,7 @@ impl Agent {
                     pid: std::process::id(),
                     since: self.since,
                     last_sync: self.last_sync,
+                    registered: self.snapshot.registered.clone(),
                 });
             }
             Request::Sync => {
@@ -395,6 +421,13 @@ fn refusal(error: String) -> Response {
     Response {
         error: Some(error),
         ..Response::default()
+    }
+}
+
+async fn machined_changed(machined: &mut Option<Machined>) {
+    match machined {
+        Some(machined) => machined.changed().await,
+        None => future::pending().await,
     }
 }
 

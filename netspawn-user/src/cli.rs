@@ -103,6 +103,10 @@ pub enum Command {
     Status,
     /// Show how many frames were passed, dropped, answered and forwarded, and why
     Counters,
+    /// Show what host routes and proxy neighbors declare, as machine files
+    Import(ImportArgs),
+    /// Print the network configuration of a machine, or install it into its image
+    Guest(GuestArgs),
     /// Print a script that completes commands in a shell
     #[command(after_help = "\
 Example:
@@ -140,9 +144,10 @@ impl Mode {
 /// `attach`.
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = "\
-Machines are those in CONFIGDIR/machines and RUNDIR/machines. SIGTERM or SIGINT ends
-the agent; the data plane stays until `detach`. Defaults for the options, and policy,
-are read from CONFIGDIR/netspawn.toml.
+Machines are those in CONFIGDIR/machines, RUNDIR/machines, and in the [X-Netspawn]
+sections of systemd's .nspawn files. SIGTERM or SIGINT ends the agent; the data plane
+stays until `detach`. Defaults for the options, and policy, are read from
+CONFIGDIR/netspawn.toml.
 
 Examples:
   netspawn-xdp attach eth0
@@ -155,7 +160,8 @@ pub struct AttachArgs {
     /// How frames are taken from the uplink [default: auto]
     #[arg(long, value_enum, value_name = "MODE")]
     pub mode: Option<Mode>,
-    /// Where machines are declared, separated by commas [default: files]
+    /// Where machines are declared, separated by commas: files, nspawn,
+    /// machined, kernel [default: files,nspawn,machined]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub source: Option<Vec<Source>>,
     /// End after all is applied, rather than follow the machines
@@ -231,6 +237,25 @@ pub struct RemoveArgs {
     /// Name of the machine
     #[arg(value_parser = fields::machine_name)]
     pub name: String,
+}
+
+/// `import`.
+#[derive(Args, Clone, Debug)]
+pub struct ImportArgs {
+    /// Write the files into CONFIGDIR/machines
+    #[arg(long)]
+    pub write: bool,
+}
+
+/// `guest`.
+#[derive(Args, Clone, Debug)]
+pub struct GuestArgs {
+    /// Name of the machine
+    #[arg(value_parser = fields::machine_name)]
+    pub name: String,
+    /// Root folder of the machine's image
+    #[arg(long, value_name = "DIR")]
+    pub install: Option<PathBuf>,
 }
 
 #[cfg(test)]

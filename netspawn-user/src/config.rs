@@ -17,7 +17,7 @@
 //! that has a fault, because the fault may be in the policy; an agent that is
 //! running goes on with the policy it has.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use netspawn_ebpf::abi::{DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, settings_flag};
 
@@ -164,8 +164,12 @@ fn attach<'t>(document: &mut Document<'t>, section: &Value<'t>) -> AttachDefault
                 });
             }
             "source" => {
-                defaults.source =
-                    document.strings(&field, value, "source = [\"files\"]", str::parse);
+                defaults.source = document.strings(
+                    &field,
+                    value,
+                    "source = [\"files\", \"machined\"]",
+                    str::parse,
+                );
             }
             "max-machines" => {
                 defaults.max_machines =
@@ -250,7 +254,7 @@ pub struct AttachSettings {
     /// `--mode`.
     pub mode: Mode,
     /// `--source`.
-    pub sources: Vec<Source>,
+    pub sources: BTreeSet<Source>,
     /// `--max-machines`.
     pub max_machines: u32,
     /// `--max-addresses`.
@@ -289,9 +293,12 @@ impl AttachSettings {
             mode: args.mode.or(defaults.mode).unwrap_or_default(),
             sources: args
                 .source
-                .clone()
-                .or_else(|| defaults.source.clone())
-                .unwrap_or_else(|| vec![Source::Files]),
+                .as_ref()
+                .or(defaults.source.as_ref())
+                .map_or_else(
+                    || Source::DEFAULT.into(),
+                    |named| named.iter().copied().collect(),
+                ),
             max_machines: args
                 .max_machines
                 .or(defaults.max_machines)

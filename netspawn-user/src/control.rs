@@ -4,6 +4,7 @@
 //! runs, commands ask it over the socket: a JSON object in a line each way.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, TryLockError},
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
@@ -16,7 +17,12 @@ use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{cli::Mode, net::namespace, output::AgentReport};
+use crate::{
+    cli::Mode,
+    net::namespace,
+    output::AgentReport,
+    source::{Registered, Source},
+};
 
 /// How long a command waits for another command to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -73,6 +79,9 @@ pub struct Agent {
     pub since: Timestamp,
     /// When it last brought the maps up to date.
     pub last_sync: Option<Timestamp>,
+    /// What machined has told it.
+    #[serde(default)]
+    pub registered: Registered,
 }
 
 impl From<Agent> for AgentReport {
@@ -123,6 +132,10 @@ impl RunDir {
         self.folder.join("lock")
     }
 
+    fn sources_file(&self) -> PathBuf {
+        self.folder.join("sources")
+    }
+
     fn namespace_file(&self) -> PathBuf {
         self.folder.join("netns")
     }
@@ -147,14 +160,34 @@ impl RunDir {
         Ok(())
     }
 
-    /// Records that RUNDIR serves this namespace.
+    /// Records that RUNDIR serves this namespace, from these sources.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn claim(&self) -> Result<()> {
-        let path = self.namespace_file();
-        fs::write(&path, format!("{}\n", namespace::cookie()?))
-            .with_context(|| format!("cannot write {}", path.display()))
+    pub fn claim(&self, sources: &BTreeSet<Source>) -> Result<()> {
+        let names: Vec<&str> = sources.iter().map(|source| source.name()).collect();
+        for (path, text) in [
+            (self.namespace_file(), namespace::cookie()?.to_string()),
+            (self.sources_file(), names.join(",")),
+        ] {
+            fs::write(&path, format!("{text}\n"))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The sources that the data plane was attached with; the default ones
+    /// when none is.
+    pub fn sources(&self) -> BTreeSet<Source> {
+        fs::read_to_string(self.sources_file())
+            .ok()
+            .and_then(|text| {
+                text.trim()
+                    .split(',')
+                    .map(|name| name.parse().ok())
+                    .collect()
+            })
+            .unwrap_or_else(|| Source::DEFAULT.into())
     }
 
     /// Removes what is not a declaration, and RUNDIR when nothing else is in it.
@@ -163,6 +196,7 @@ impl RunDir {
         // What is gone already needs no removal, what cannot be removed harms
         // nobody: it is empty or overwritten by the next attach.
         let _ = fs::remove_file(self.namespace_file());
+        let _ = fs::remove_file(self.sources_file());
         let _ = fs::remove_file(self.socket());
         let _ = fs::remove_file(self.lock_file());
         let _ = fs::remove_dir(self.folder.join("machines"));
@@ -220,9 +254,8 @@ impl RunDir {
     }
 
     /// The agent, when one runs and answers.
-    pub fn agent(&self) -> Option<AgentReport> {
-        let response = self.connect().ok()?.ask(&Request::Status).ok()?;
-        response.agent.map(AgentReport::from)
+    pub fn agent(&self) -> Option<Agent> {
+        self.connect().ok()?.ask(&Request::Status).ok()?.agent
     }
 }
 

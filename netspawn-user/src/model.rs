@@ -13,6 +13,10 @@ pub enum SourceKind {
     Run,
     /// `CONFIGDIR/machines/NAME.toml`.
     Config,
+    /// `[X-Netspawn]` in `NAME.nspawn`.
+    Nspawn,
+    /// Host routes and proxy neighbors of the kernel.
+    Kernel,
 }
 
 impl SourceKind {
@@ -21,6 +25,8 @@ impl SourceKind {
         match self {
             SourceKind::Run => "run",
             SourceKind::Config => "config",
+            SourceKind::Nspawn => "nspawn",
+            SourceKind::Kernel => "kernel",
         }
     }
 }

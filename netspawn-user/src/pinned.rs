@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::{
     agent,
     cli::Global,
-    commands::{Applied, DataPlane, View},
+    commands::{Applied, DataPlane, View, declarations},
     config::Config,
     control::{Request, RunDir, Turn},
     datapath::{
@@ -16,9 +16,10 @@ use crate::{
     },
     model::Host,
     outcome::Problems,
+    output::AgentReport,
     plan::State,
     registry::Limits,
-    source::Files,
+    source::{self, Registered, Source, machined},
 };
 
 /// The data plane that BPFDIR and RUNDIR of a command line name.
@@ -30,45 +31,50 @@ impl DataPlane for Pinned<'_> {
         let run_dir = RunDir::new(&self.0.run_dir);
         run_dir.check_namespace()?;
         let host = Host::dump().context("cannot read the host's network")?;
-        let Some(mut plane) = Plane::open(&self.0.bpf_dir)? else {
-            let sizes = Sizes::default();
-            return Ok(View {
-                host,
-                uplinks: Vec::new(),
-                held: State::default(),
-                limits: Limits {
-                    max_machines: sizes.machines,
-                    max_addresses: sizes.addresses,
-                },
-                counts: BTreeMap::new(),
-                traffic: BTreeMap::new(),
-                drops: BTreeMap::new(),
-                agent: run_dir.agent(),
-            });
+        let sources = run_dir.sources();
+        let agent = run_dir.agent();
+        let registered = match &agent {
+            Some(agent) => agent.registered.clone(),
+            None if sources.contains(&Source::Machined) => machined::now(&host),
+            None => Registered::default(),
         };
-        Ok(View {
+        let sizes = Sizes::default();
+        let mut view = View {
             host,
-            uplinks: plane.attached()?,
-            held: plane.state().clone(),
-            limits: plane.limits(),
-            counts: plane.maps().counts()?,
-            traffic: plane
-                .maps()
-                .traffic(plane.state().endpoints.keys().copied())?,
-            drops: plane.maps().drops()?,
-            agent: run_dir.agent(),
-        })
+            uplinks: Vec::new(),
+            held: State::default(),
+            limits: Limits {
+                max_machines: sizes.machines,
+                max_addresses: sizes.addresses,
+            },
+            counts: BTreeMap::new(),
+            traffic: BTreeMap::new(),
+            drops: BTreeMap::new(),
+            agent: agent.map(AgentReport::from),
+            sources,
+            registered,
+        };
+        if let Some(mut plane) = Plane::open(&self.0.bpf_dir)? {
+            let maps = plane.maps();
+            view.counts = maps.counts()?;
+            view.traffic = maps.traffic(plane.state().endpoints.keys().copied())?;
+            view.drops = maps.drops()?;
+            view.held = plane.state().clone();
+            view.limits = plane.limits();
+            view.uplinks = plane.attached()?;
+        }
+        Ok(view)
     }
 
     fn apply(&self) -> Result<Applied> {
         let run_dir = RunDir::new(&self.0.run_dir);
         run_dir.check_namespace()?;
-        let files = || Files::new(&self.0.config_dir, &self.0.run_dir).read();
         let (snapshot, desired) = match run_dir.turn()? {
             Turn::Agent(client) => {
                 client.ask(&Request::Sync)?;
-                let snapshot = files();
-                let desired = self.view()?.resolve(&snapshot);
+                let view = self.view()?;
+                let snapshot = declarations(self.0, &view);
+                let desired = view.resolve(&snapshot);
                 (snapshot, desired)
             }
             Turn::Mine(_lock) => {
@@ -77,7 +83,12 @@ impl DataPlane for Pinned<'_> {
                 };
                 let config = Config::load(&self.0.config_dir).map_err(Problems)?;
                 let host = Host::dump().context("cannot read the host's network")?;
-                let snapshot = files();
+                let snapshot = source::now(
+                    &self.0.config_dir,
+                    &self.0.run_dir,
+                    &run_dir.sources(),
+                    &host,
+                );
                 let desired = plane.sync(&Wanted {
                     snapshot: &snapshot,
                     host: &host,

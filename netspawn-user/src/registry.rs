@@ -157,6 +157,7 @@ impl Desired {
 pub fn resolve(inputs: &Inputs<'_>) -> Desired {
     Resolver {
         inputs,
+        ids: HashMap::new(),
         problems: Vec::new(),
     }
     .run()
@@ -164,6 +165,8 @@ pub fn resolve(inputs: &Inputs<'_>) -> Desired {
 
 struct Resolver<'a> {
     inputs: &'a Inputs<'a>,
+    /// Ids that the maps have for names.
+    ids: HashMap<String, u32>,
     problems: Vec<Problem>,
 }
 
@@ -307,15 +310,14 @@ impl<'a> Resolver<'a> {
     /// id seldom changes hands in one plan.
     fn assign_ids(&mut self, candidates: &mut [Candidate<'a>]) {
         let max = self.inputs.limits.max_machines;
-        let mut ids: HashMap<String, u32> = HashMap::new();
         for (id, entry) in &self.inputs.held.endpoints {
             if *id < max {
-                ids.entry(plan::text(&entry.name)).or_insert(*id);
+                self.ids.entry(plan::text(&entry.name)).or_insert(*id);
             }
         }
         let mut taken = BTreeSet::new();
         for candidate in candidates.iter_mut() {
-            candidate.id = ids.get(&candidate.declaration.name).copied();
+            candidate.id = self.ids.get(&candidate.declaration.name).copied();
             taken.extend(candidate.id);
         }
         let held = &self.inputs.held.endpoints;
@@ -347,7 +349,8 @@ impl<'a> Resolver<'a> {
 
     fn assign_ports(&mut self, candidates: &mut [Candidate<'a>]) {
         let host = self.inputs.host;
-        let mut by_name: HashMap<&str, &Link> = HashMap::new();
+        let registered = &self.inputs.snapshot.registered;
+        let mut by_name: HashMap<&str, &'a Link> = HashMap::new();
         for link in host.links.values() {
             by_name.insert(&link.name, link);
         }
@@ -361,13 +364,12 @@ impl<'a> Resolver<'a> {
             let declaration = &*candidate.declaration;
             let link = match &declaration.interface {
                 Some(name) => by_name.get(name.as_str()).copied(),
-                None => ["ve", "vb"].iter().find_map(|kind| {
-                    by_name
-                        .get(format!("{kind}-{}", declaration.name).as_str())
-                        .copied()
-                }),
+                None => self.default_port(declaration, &by_name),
             };
-            let Some(link) = link else { continue };
+            // Nothing is behind the link of a machine that has ended.
+            let Some(link) = link.filter(|link| !registered.ended.contains(&link.ifindex)) else {
+                continue;
+            };
             if let Some(why) = self.no_port(link) {
                 self.problem(
                     &declaration.path,
@@ -404,6 +406,30 @@ impl<'a> Resolver<'a> {
                 );
             }
         }
+    }
+
+    /// The port of a machine whose declaration names none: what machined says,
+    /// else the name that systemd-nspawn gives. As long as machined has not
+    /// told, a machine keeps the port that it holds.
+    fn default_port(
+        &self,
+        declaration: &Declaration,
+        by_name: &HashMap<&str, &'a Link>,
+    ) -> Option<&'a Link> {
+        let Inputs { snapshot, host, .. } = self.inputs;
+        let name = &declaration.name;
+        if let Some(ifindex) = snapshot.registered.ports.get(name) {
+            return host.links.get(ifindex);
+        }
+        let named = ["ve", "vb"]
+            .iter()
+            .find_map(|kind| by_name.get(format!("{kind}-{name}").as_str()).copied());
+        if named.is_some() || snapshot.registered.told {
+            return named;
+        }
+        let id = self.ids.get(name.as_str())?;
+        let entry = self.inputs.held.endpoints.get(id)?;
+        host.links.get(&entry.forward.ifindex)
     }
 
     /// Why a link cannot be a port.

@@ -19,7 +19,7 @@ use crate::{
     output,
     plan::{self, State},
     registry::{self, Inputs, Limits},
-    source::Files,
+    source,
 };
 
 /// Attaches uplinks, and follows machine state until told to end.
@@ -70,7 +70,8 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
         .build()
         .context("cannot start")?
         .block_on(async {
-            Agent::new(global, plane, config.policy)?
+            Agent::new(global, plane, config.policy, &settings.sources)
+                .await?
                 .run(|line| output::print(&format!("{line}\n")))
                 .await
         })?;
@@ -87,7 +88,7 @@ fn attach(
     uplinks: &[(&Link, Mode)],
 ) -> Result<(Plane, registry::Desired, Vec<String>)> {
     let sizes = sizes(global, args, config, settings);
-    let snapshot = Files::new(&global.config_dir, &global.run_dir).read();
+    let snapshot = source::now(&global.config_dir, &global.run_dir, &settings.sources, host);
     let mut plane = Plane::load(&global.bpf_dir, sizes)?;
     let desired = plane.attach(
         uplinks,
@@ -98,7 +99,7 @@ fn attach(
             deadline: agent::deadline(),
         },
     )?;
-    RunDir::new(&global.run_dir).claim()?;
+    RunDir::new(&global.run_dir).claim(&settings.sources)?;
     let problems: Vec<_> = snapshot.problems.iter().chain(&desired.problems).collect();
     if settings.once {
         let lines = problems.iter().map(ToString::to_string).collect();
@@ -152,7 +153,7 @@ fn dry_run(
     host: &Host,
     uplinks: &[(&Link, Mode)],
 ) -> Result<Outcome> {
-    let snapshot = Files::new(&global.config_dir, &global.run_dir).read();
+    let snapshot = source::now(&global.config_dir, &global.run_dir, &settings.sources, host);
     let mut plane = Plane::open(&global.bpf_dir)?;
     let attached = match &mut plane {
         Some(plane) => plane.attached()?,

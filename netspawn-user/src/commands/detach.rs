@@ -13,7 +13,7 @@ use crate::{
     },
     model::Host,
     outcome::Outcome,
-    source::Files,
+    source,
 };
 
 /// Takes uplinks off, all when none is named, and with the last one everything.
@@ -45,7 +45,8 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     let failed = match Plane::open(&global.bpf_dir) {
         Ok(Some(mut plane)) => {
             let host = Host::dump().context("cannot read the host's network")?;
-            let snapshot = Files::new(&global.config_dir, &global.run_dir).read();
+            let enabled = run_dir.sources();
+            let snapshot = source::now(&global.config_dir, &global.run_dir, &enabled, &host);
             let policy = Config::load(&global.config_dir)
                 .map(|config| config.policy)
                 .unwrap_or_default();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use netspawn_ebpf::abi::endpoint_flag;
 
-use super::{DataPlane, View, declarations};
+use super::{DataPlane, View, told_declarations};
 use crate::{
     cli::Global,
     model::DisplayMac,
@@ -21,7 +21,7 @@ use crate::{
 /// When the data plane cannot be read, or stdout is closed.
 pub fn run(global: &Global, plane: &dyn DataPlane) -> anyhow::Result<Outcome> {
     let view = plane.view()?;
-    let report = report(&declarations(global), &view);
+    let report = report(&told_declarations(global, &view), &view);
     report.print(global.json)?;
     if view.uplinks.is_empty() {
         tracing::warn!("no uplink is attached, so no machine is served; see `attach --help`");

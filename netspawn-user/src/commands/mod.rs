@@ -6,6 +6,8 @@ pub mod attach;
 pub mod completions;
 pub mod counters;
 pub mod detach;
+pub mod guest;
+pub mod import;
 pub mod list;
 pub mod remove;
 pub mod status;
@@ -22,7 +24,7 @@ use crate::{
     plan::State,
     problem::Problem,
     registry::{self, Desired, Inputs, Limits, Machine},
-    source::{Files, Snapshot},
+    source::{Registered, Snapshot, Source, Sources},
 };
 
 /// What commands ask of the data plane.
@@ -72,6 +74,10 @@ pub struct View {
     pub drops: BTreeMap<(u32, Reason), u64>,
     /// The agent, when one runs.
     pub agent: Option<AgentReport>,
+    /// Where declarations are read from.
+    pub sources: BTreeSet<Source>,
+    /// What machined says of links.
+    pub registered: Registered,
 }
 
 impl View {
@@ -101,9 +107,21 @@ pub struct Applied {
     pub problems: Vec<Problem>,
 }
 
+/// The declarations as they are now.
+pub fn declarations(global: &Global, view: &View) -> Snapshot {
+    let mut sources = Sources::new(
+        &global.config_dir,
+        &global.run_dir,
+        view.sources.iter().copied(),
+    );
+    let mut snapshot = sources.read(&view.host);
+    snapshot.registered = view.registered.clone();
+    snapshot
+}
+
 /// The declarations as they are now, whose problems are told on stderr.
-fn declarations(global: &Global) -> Snapshot {
-    let snapshot = Files::new(&global.config_dir, &global.run_dir).read();
+fn told_declarations(global: &Global, view: &View) -> Snapshot {
+    let snapshot = declarations(global, view);
     for problem in &snapshot.problems {
         tracing::warn!("{problem}");
     }

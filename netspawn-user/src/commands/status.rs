@@ -1,6 +1,6 @@
 //! `status`.
 
-use super::{DataPlane, View, declarations, list};
+use super::{DataPlane, View, list, told_declarations};
 use crate::{
     cli::Global,
     model::DisplayMac,
@@ -15,7 +15,8 @@ use crate::{
 /// # Errors
 /// When the data plane cannot be read, or stdout is closed.
 pub fn run(global: &Global, plane: &dyn DataPlane) -> anyhow::Result<Outcome> {
-    report(&declarations(global), &plane.view()?).print(global.json)?;
+    let view = plane.view()?;
+    report(&told_declarations(global, &view), &view).print(global.json)?;
     Ok(Outcome::Done)
 }
 

@@ -71,6 +71,8 @@ fn fake() -> Fake {
             traffic: BTreeMap::new(),
             drops: BTreeMap::new(),
             agent: None,
+            sources: [Source::Files].into(),
+            registered: Registered::default(),
         },
         fail: Cell::new(false),
     }
@@ -105,7 +107,7 @@ fn machine_waits_until_the_maps_serve_it() {
     let dirs = dirs();
     let mut plane = fake();
     add::run(&dirs.global, &web(), &plane).unwrap();
-    let snapshot = declarations(&dirs.global);
+    let snapshot = declarations(&dirs.global, &plane.view);
     let row = |plane: &Fake| list::report(&snapshot, &plane.view).0.remove(0);
     assert_eq!(row(&plane).state, MachineState::Waiting);
     assert_eq!(row(&plane).rx_packets, None);

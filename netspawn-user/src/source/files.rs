@@ -1,15 +1,13 @@
 //! `CONFIGDIR/machines/NAME.toml` and `RUNDIR/machines/NAME.toml`.
 //!
 //! A key in the latter replaces the same key in the former. A file with a
-//! fault never takes a machine away: while the agent runs, the machine keeps
-//! its last good declaration; after a restart it keeps the addresses that the
-//! pinned maps hold for it. Only a file that is gone withdraws a machine.
+//! fault never takes a machine away (see [`Sources`](super::Sources)).
 //!
 //! Files whose names start with a dot or do not end in `.toml` are no
 //! declarations: editors and [`write_machine`] keep their drafts there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File, Permissions},
     io::{self, Write},
@@ -19,10 +17,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
-use netspawn_ebpf::wire::Mac;
 use serde::Serialize;
 
-use super::Snapshot;
+use super::layers::{Keys, Layer, Layers};
 use crate::{
     document::{self, Document},
     fields,
@@ -30,94 +27,56 @@ use crate::{
     problem::{Fault, Problem},
 };
 
-/// The keys of a file, as far as it names them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Keys {
-    interface: Option<String>,
-    addresses: Option<Vec<IpNet>>,
-    tenant: Option<String>,
-    mac: Option<Mac>,
-    vlan: Option<u16>,
-}
-
 const KNOWN: &[&str] = &["interface", "addresses", "tenant", "mac", "vlan"];
 
-impl Keys {
-    fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
-        let mut keys = Keys::default();
-        let (mut document, table) = Document::parse(path, text);
-        for (key, value) in &table {
-            let field = key.get_ref().as_ref();
-            match field {
-                "interface" => {
-                    keys.interface = document.string(
-                        field,
-                        value,
-                        "interface = \"ve-web\"",
-                        fields::interface_name,
-                    );
-                }
-                "addresses" => {
-                    keys.addresses = document.strings(
-                        field,
-                        value,
-                        "addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]",
-                        fields::prefix,
-                    );
-                }
-                "tenant" => {
-                    keys.tenant =
-                        document.string(field, value, "tenant = \"acme\"", fields::tenant);
-                }
-                "mac" => {
-                    keys.mac =
-                        document.string(field, value, "mac = \"02:00:00:00:00:05\"", fields::mac);
-                }
-                "vlan" => {
-                    keys.vlan = document.integer(field, value, "vlan = 30", fields::vlan);
-                }
-                _ => document.unknown(field, key.span(), field, KNOWN),
+fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
+    let mut keys = Keys::default();
+    let (mut document, table) = Document::parse(path, text);
+    for (key, value) in &table {
+        let field = key.get_ref().as_ref();
+        match field {
+            "interface" => {
+                keys.interface = document.string(
+                    field,
+                    value,
+                    "interface = \"ve-web\"",
+                    fields::interface_name,
+                );
             }
-        }
-        match document.into_problems() {
-            problems if problems.is_empty() => Ok(keys),
-            problems => Err(problems),
+            "addresses" => {
+                keys.addresses = document.strings(
+                    field,
+                    value,
+                    "addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]",
+                    fields::prefix,
+                );
+            }
+            "tenant" => {
+                keys.tenant = document.string(field, value, "tenant = \"acme\"", fields::tenant);
+            }
+            "mac" => {
+                keys.mac =
+                    document.string(field, value, "mac = \"02:00:00:00:00:05\"", fields::mac);
+            }
+            "vlan" => {
+                keys.vlan = document.integer(field, value, "vlan = 30", fields::vlan);
+            }
+            _ => document.unknown(field, key.span(), field, KNOWN),
         }
     }
-
-    /// These keys, and the others' where these are silent.
-    fn over(self, other: Keys) -> Keys {
-        Keys {
-            interface: self.interface.or(other.interface),
-            addresses: self.addresses.or(other.addresses),
-            tenant: self.tenant.or(other.tenant),
-            mac: self.mac.or(other.mac),
-            vlan: self.vlan.or(other.vlan),
-        }
+    match document.into_problems() {
+        problems if problems.is_empty() => Ok(keys),
+        problems => Err(problems),
     }
 }
 
-/// One file that could be read.
-struct Layer {
-    kind: SourceKind,
-    path: PathBuf,
-    keys: Keys,
-}
-
-/// The two folders, and the last good declaration of each machine in them.
+/// The two folders.
 #[derive(Debug)]
 pub struct Files {
-    /// In order of rank.
     folders: [(SourceKind, PathBuf); 2],
-    last_good: BTreeMap<String, Declaration>,
 }
 
 impl Files {
-    /// The folders that are read.
-    pub fn folders(&self) -> impl Iterator<Item = PathBuf> + use<> {
-        self.folders.clone().into_iter().map(|(_, path)| path)
-    }
-
     /// The folders under CONFIGDIR and RUNDIR. Nothing is read yet.
     pub fn new(config_dir: &Path, run_dir: &Path) -> Self {
         Files {
@@ -125,20 +84,21 @@ impl Files {
                 (SourceKind::Run, run_dir.join(FOLDER)),
                 (SourceKind::Config, config_dir.join(FOLDER)),
             ],
-            last_good: BTreeMap::new(),
         }
     }
 
+    /// The folders that are read.
+    pub fn folders(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        self.folders.clone().into_iter().map(|(_, path)| path)
+    }
+
     /// Reads everything.
-    pub fn read(&mut self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        let mut layers: BTreeMap<String, Vec<Layer>> = BTreeMap::new();
+    pub fn read(&self, layers: &mut Layers) {
         for (kind, folder) in &self.folders {
-            let paths = match list(folder) {
+            let paths = match list(folder, "toml") {
                 Ok(paths) => paths,
                 Err(problem) => {
-                    snapshot.problems.push(problem);
-                    snapshot.unlisted.get_or_insert((*kind, folder.clone()));
+                    layers.unlisted(*kind, folder.clone(), problem);
                     continue;
                 }
             };
@@ -146,53 +106,28 @@ impl Files {
                 let name = match name_of(&path) {
                     Ok(name) => name,
                     Err(problem) => {
-                        snapshot.problems.push(problem);
+                        layers.problem(problem);
                         continue;
                     }
                 };
                 let keys = match document::read(&path) {
                     Ok(None) => continue,
-                    Ok(Some(text)) => Keys::parse(&path, &text),
+                    Ok(Some(text)) => parse(&path, &text),
                     Err(problem) => Err(vec![problem]),
                 };
                 match keys {
-                    Ok(keys) => layers.entry(name).or_default().push(Layer {
-                        kind: *kind,
-                        path,
-                        keys,
-                    }),
-                    Err(problems) => {
-                        snapshot.problems.extend(problems);
-                        snapshot.unusable.entry(name).or_insert((*kind, path));
-                    }
+                    Ok(keys) => layers.add(
+                        name,
+                        Layer {
+                            kind: *kind,
+                            path,
+                            keys,
+                        },
+                    ),
+                    Err(problems) => layers.unusable(name, *kind, path, problems),
                 }
             }
         }
-        for (name, layers) in layers {
-            if let Some(unusable) = snapshot.unusable.get_mut(&name) {
-                if layers[0].kind < unusable.0 {
-                    *unusable = (layers[0].kind, layers[0].path.clone());
-                }
-                continue;
-            }
-            match merge(&name, layers) {
-                Ok(declaration) => {
-                    snapshot.declarations.insert(name, declaration);
-                }
-                Err((kind, problem)) => {
-                    let path = problem.path.clone();
-                    snapshot.problems.push(problem);
-                    snapshot.unusable.insert(name, (kind, path));
-                }
-            }
-        }
-        for (name, declaration) in std::mem::take(&mut self.last_good) {
-            if snapshot.keeps(&name).is_some() {
-                snapshot.declarations.insert(name, declaration);
-            }
-        }
-        self.last_good = snapshot.declarations.clone();
-        snapshot
     }
 }
 
@@ -204,8 +139,9 @@ pub fn machine_path(dir: &Path, name: &str) -> PathBuf {
     dir.join(FOLDER).join(format!("{name}.toml"))
 }
 
-/// The declarations in a folder, sorted; none when it does not exist.
-fn list(folder: &Path) -> Result<BTreeSet<PathBuf>, Problem> {
+/// The files of a folder whose names end so, sorted; none when it does not
+/// exist.
+pub(super) fn list(folder: &Path, extension: &str) -> Result<BTreeSet<PathBuf>, Problem> {
     let problem = |error: io::Error| {
         Fault::new(
             format!("cannot be listed: {error}"),
@@ -224,45 +160,18 @@ fn list(folder: &Path) -> Result<BTreeSet<PathBuf>, Problem> {
         let draft = path
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !draft && path.extension() == Some(OsStr::new("toml")) {
+        if !draft && path.extension() == Some(OsStr::new(extension)) {
             paths.insert(path);
         }
     }
     Ok(paths)
 }
 
-fn name_of(path: &Path) -> Result<String, Problem> {
+/// The machine that a file is named after.
+pub(super) fn name_of(path: &Path) -> Result<String, Problem> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     fields::machine_name(&stem).map_err(|fault| {
         Fault::new(fault.message, format!("rename the file: {}", fault.remedy)).at(path, None, None)
-    })
-}
-
-/// One declaration from the files that name a machine, the highest rank first.
-fn merge(name: &str, layers: Vec<Layer>) -> Result<Declaration, (SourceKind, Problem)> {
-    let mut top: Option<(SourceKind, PathBuf)> = None;
-    let mut keys = Keys::default();
-    for layer in layers {
-        keys = keys.over(layer.keys);
-        top.get_or_insert((layer.kind, layer.path));
-    }
-    let (source, path) = top.unwrap_or((SourceKind::Config, PathBuf::new()));
-    let Some(addresses) = keys.addresses else {
-        let fault = Fault::new(
-            "is missing",
-            "write addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]",
-        );
-        return Err((source, fault.at(&path, None, Some("addresses"))));
-    };
-    Ok(Declaration {
-        name: name.to_owned(),
-        source,
-        path,
-        interface: keys.interface,
-        addresses,
-        tenant: keys.tenant,
-        mac: keys.mac,
-        vlan: keys.vlan,
     })
 }
 
@@ -384,19 +293,23 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::{
+        model::Host,
+        source::{Snapshot, Source, Sources},
+    };
 
     struct Dirs {
         _root: tempfile::TempDir,
         config: PathBuf,
         run: PathBuf,
-        files: Files,
+        sources: Sources,
     }
 
     impl Dirs {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
             let (config, run) = (root.path().join("etc"), root.path().join("run"));
-            let files = Files::new(&config, &run);
+            let sources = Sources::new(&config, &run, [Source::Files]);
             for dir in [&config, &run] {
                 fs::create_dir_all(dir.join(FOLDER)).unwrap();
             }
@@ -404,8 +317,12 @@ mod tests {
                 _root: root,
                 config,
                 run,
-                files,
+                sources,
             }
+        }
+
+        fn read(&mut self) -> Snapshot {
+            self.sources.read(&Host::default())
         }
 
         fn config(&self, name: &str, text: &str) {
@@ -440,7 +357,7 @@ mod tests {
     fn every_key_is_read() {
         let mut dirs = Dirs::new();
         dirs.config("web", FULL);
-        let snapshot = dirs.files.read();
+        let snapshot = dirs.read();
         assert_eq!(snapshot.problems, []);
         assert_eq!(
             snapshot.declarations["web"],
@@ -465,7 +382,7 @@ mod tests {
         let mut dirs = Dirs::new();
         dirs.config("web", FULL);
         dirs.run("web", "addresses = [\"203.0.113.3\"]\nvlan = 31\n");
-        let snapshot = dirs.files.read();
+        let snapshot = dirs.read();
         let web = &snapshot.declarations["web"];
         assert_eq!(web.source, SourceKind::Run);
         assert_eq!(web.addresses, ["203.0.113.3/32".parse().unwrap()]);
@@ -476,7 +393,8 @@ mod tests {
     #[test]
     fn folders_that_do_not_exist_are_empty() {
         let root = tempfile::tempdir().unwrap();
-        let snapshot = Files::new(&root.path().join("a"), &root.path().join("b")).read();
+        let (config, run) = (root.path().join("a"), root.path().join("b"));
+        let snapshot = Sources::new(&config, &run, [Source::Files]).read(&Host::default());
         assert_eq!(snapshot, Snapshot::default());
     }
 
@@ -554,7 +472,7 @@ mod tests {
             ),
         ] {
             dirs.config(name, text);
-            let snapshot = dirs.files.read();
+            let snapshot = dirs.read();
             assert_eq!(
                 dirs.problems(&snapshot),
                 [format!("etc:{name}.toml:{expected}")]
@@ -569,7 +487,7 @@ mod tests {
         let mut dirs = Dirs::new();
         dirs.config("web", "addresses = [\"203.0.113.2\"]\ntenant = acme\n");
         dirs.config("twice", "vlan = 1\nvlan = 2\n");
-        let snapshot = dirs.files.read();
+        let snapshot = dirs.read();
         let problems = dirs.problems(&snapshot);
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(problems[0].starts_with("etc:twice.toml:2: is not TOML: duplicate key"));
@@ -596,7 +514,7 @@ mod tests {
         fs::write(dirs.config.join("machines/a b.toml"), FULL).unwrap();
         fs::write(dirs.config.join("machines/.web.toml"), "x").unwrap();
         fs::write(dirs.config.join("machines/web.toml~"), "x").unwrap();
-        let snapshot = dirs.files.read();
+        let snapshot = dirs.read();
         assert_eq!(
             dirs.problems(&snapshot),
             [
@@ -622,15 +540,15 @@ mod tests {
     fn file_that_becomes_bad_keeps_last_good_and_gone_file_withdraws() {
         let mut dirs = Dirs::new();
         dirs.config("web", FULL);
-        let good = dirs.files.read().declarations;
+        let good = dirs.read().declarations;
         dirs.config("web", "addresses = [");
         for _ in 0..2 {
-            let snapshot = dirs.files.read();
+            let snapshot = dirs.read();
             assert_eq!(snapshot.declarations, good);
             assert_eq!(snapshot.problems.len(), 1);
         }
         fs::remove_file(machine_path(&dirs.config, "web")).unwrap();
-        assert_eq!(dirs.files.read(), Snapshot::default());
+        assert_eq!(dirs.read(), Snapshot::default());
     }
 
     #[test]
@@ -638,7 +556,7 @@ mod tests {
         let mut dirs = Dirs::new();
         dirs.config("web", FULL);
         dirs.run("web", "addresses = [\"203.0.113.300\"]");
-        let snapshot = dirs.files.read();
+        let snapshot = dirs.read();
         assert!(snapshot.declarations.is_empty());
         assert_eq!(snapshot.keeps("web").unwrap().0, SourceKind::Run);
     }
@@ -647,10 +565,10 @@ mod tests {
     fn folder_that_cannot_be_listed_loses_nothing() {
         let mut dirs = Dirs::new();
         dirs.config("web", FULL);
-        let good = dirs.files.read().declarations;
+        let good = dirs.read().declarations;
         fs::remove_dir_all(dirs.config.join(FOLDER)).unwrap();
         fs::write(dirs.config.join(FOLDER), "").unwrap();
-        let snapshot = dirs.files.read();
+        let snapshot = dirs.read();
         assert_eq!(snapshot.declarations, good);
         assert!(snapshot.keeps("other").is_some());
         assert_eq!(snapshot.problems.len(), 1);
@@ -660,7 +578,7 @@ mod tests {
     fn written_declaration_is_read_back() {
         let mut dirs = Dirs::new();
         dirs.config("web", FULL);
-        let mut web = dirs.files.read().declarations["web"].clone();
+        let mut web = dirs.read().declarations["web"].clone();
         fs::remove_file(machine_path(&dirs.config, "web")).unwrap();
         fs::remove_dir_all(&dirs.run).unwrap();
         let path = write_machine(&dirs.run, &web).unwrap();
@@ -672,7 +590,7 @@ mod tests {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
         web.source = SourceKind::Run;
         web.path = path;
-        assert_eq!(dirs.files.read().declarations["web"], web);
+        assert_eq!(dirs.read().declarations["web"], web);
         assert_eq!(fs::read_dir(dirs.run.join(FOLDER)).unwrap().count(), 1);
     }
 

@@ -1,38 +1,64 @@
-//! Where declarations of machines come from.
+//! Where declarations of machines, and their links, come from.
 
 mod files;
+mod kernel;
+mod layers;
+pub mod machined;
+mod nspawn;
 mod watch;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     str::FromStr,
 };
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use files::replace;
-pub use files::{Files, Removed, machine_path, remove_machine, write_machine};
+pub use files::{Removed, machine_path, remove_machine, write_machine};
 pub use watch::Watcher;
 
+use self::{files::Files, layers::Layers, nspawn::NspawnFiles};
 use crate::{
-    model::{Declaration, SourceKind},
+    model::{Declaration, Host, SourceKind},
     problem::{Fault, Problem, did_you_mean},
 };
 
 /// A name that `--source` takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Source {
     /// `CONFIGDIR/machines` and `RUNDIR/machines`.
     Files,
+    /// `[X-Netspawn]` in `/etc/systemd/nspawn` and `/run/systemd/nspawn`.
+    Nspawn,
+    /// Links of the machines that systemd-machined knows.
+    Machined,
+    /// Host routes to ports, as routed setups make them, and proxy neighbors.
+    Kernel,
 }
 
 impl Source {
-    /// All names.
-    pub const NAMES: &[&str] = &["files"];
+    /// All there are.
+    pub const ALL: [Source; 4] = [
+        Source::Files,
+        Source::Nspawn,
+        Source::Machined,
+        Source::Kernel,
+    ];
+    /// Those used where none is named. What the kernel has is left out: on a
+    /// host with other routed setups, such as a Kubernetes node, it would claim
+    /// what is not meant for it.
+    pub const DEFAULT: [Source; 3] = [Source::Files, Source::Nspawn, Source::Machined];
 
     /// The name.
     pub const fn name(self) -> &'static str {
         match self {
             Source::Files => "files",
+            Source::Nspawn => "nspawn",
+            Source::Machined => "machined",
+            Source::Kernel => "kernel",
         }
     }
 }
@@ -41,13 +67,15 @@ impl FromStr for Source {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<Self, Fault> {
-        match text {
-            "files" => Ok(Source::Files),
-            _ => Err(Fault::new(
-                format!("{text:?} is not a source"),
-                did_you_mean(text, Source::NAMES),
-            )),
-        }
+        Source::ALL
+            .into_iter()
+            .find(|source| source.name() == text)
+            .ok_or_else(|| {
+                Fault::new(
+                    format!("{text:?} is not a source"),
+                    did_you_mean(text, &Source::ALL.map(Source::name)),
+                )
+            })
     }
 }
 
@@ -64,6 +92,21 @@ pub struct Snapshot {
     pub unlisted: Option<(SourceKind, PathBuf)>,
     /// What is wrong, file by file.
     pub problems: Vec<Problem>,
+    /// What machined says of links.
+    pub registered: Registered,
+}
+
+/// What systemd-machined says of the links of machines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// Whether it has told. Before that, machines keep the ports that the maps
+    /// have for them.
+    pub told: bool,
+    /// ifindex of the host's end of each machine's link, by machine.
+    pub ports: BTreeMap<String, u32>,
+    /// Links that were a machine's that has ended: the kernel may take a while
+    /// to remove them, and nothing is behind them any more.
+    pub ended: BTreeSet<u32>,
 }
 
 impl Snapshot {
@@ -77,5 +120,85 @@ impl Snapshot {
             .get(name)
             .or(self.unlisted.as_ref())
             .map(|(kind, path)| (*kind, path.as_path()))
+    }
+}
+
+/// Declarations and links as they are now, for who does not follow them.
+pub fn now(config_dir: &Path, run_dir: &Path, enabled: &BTreeSet<Source>, host: &Host) -> Snapshot {
+    let mut sources = Sources::new(config_dir, run_dir, enabled.iter().copied());
+    let mut snapshot = sources.read(host);
+    if enabled.contains(&Source::Machined) {
+        snapshot.registered = machined::now(host);
+    }
+    snapshot
+}
+
+/// The sources that are read, and the last good declaration of each machine.
+///
+/// A file with a fault never takes a machine away: while the agent runs, the
+/// machine keeps its last good declaration; after a restart it keeps the
+/// addresses that the pinned maps hold for it. Only a file that is gone
+/// withdraws a machine.
+#[derive(Debug)]
+pub struct Sources {
+    enabled: BTreeSet<Source>,
+    files: Files,
+    nspawn: NspawnFiles,
+    last_good: BTreeMap<String, Declaration>,
+}
+
+impl Sources {
+    /// The sources named. Nothing is read yet.
+    pub fn new(
+        config_dir: &Path,
+        run_dir: &Path,
+        enabled: impl IntoIterator<Item = Source>,
+    ) -> Self {
+        Sources {
+            enabled: enabled.into_iter().collect(),
+            files: Files::new(config_dir, run_dir),
+            nspawn: NspawnFiles::new(),
+            last_good: BTreeMap::new(),
+        }
+    }
+
+    /// Those that are read.
+    pub fn enabled(&self) -> &BTreeSet<Source> {
+        &self.enabled
+    }
+
+    /// The folders that are read, whose changes are changes of declarations.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        let mut folders = Vec::new();
+        if self.enabled.contains(&Source::Files) {
+            folders.extend(self.files.folders());
+        }
+        if self.enabled.contains(&Source::Nspawn) {
+            folders.extend(self.nspawn.folders());
+        }
+        folders
+    }
+
+    /// Reads all declarations. [`Snapshot::registered`] is left to the caller,
+    /// who talks to machined.
+    pub fn read(&mut self, host: &Host) -> Snapshot {
+        let mut layers = Layers::default();
+        if self.enabled.contains(&Source::Files) {
+            self.files.read(&mut layers);
+        }
+        if self.enabled.contains(&Source::Nspawn) {
+            self.nspawn.read(&mut layers);
+        }
+        if self.enabled.contains(&Source::Kernel) {
+            kernel::read(host, &mut layers);
+        }
+        let mut snapshot = layers.merge();
+        for (name, declaration) in std::mem::take(&mut self.last_good) {
+            if snapshot.keeps(&name).is_some() {
+                snapshot.declarations.insert(name, declaration);
+            }
+        }
+        self.last_good = snapshot.declarations.clone();
+        snapshot
     }
 }
