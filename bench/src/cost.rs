@@ -266,8 +266,8 @@ fn programs(addresses: u32, prefixes: u32) -> Result<Programs> {
     programs.settings(Settings { flags })?;
     let uplink = Uplink {
         mac: UPLINK,
-        pad: 0,
         mtu: 1500,
+        ..Uplink::default()
     };
     programs.uplink(IFINDEX, uplink)?;
     programs.port(IFINDEX, Some(0))?;

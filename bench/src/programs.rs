@@ -16,7 +16,7 @@ use aya::{
     programs::{Program, TcAttachType},
 };
 use netspawn_ebpf::{
-    abi::{self, NextHop, Owner, Settings, Traffic, Uplink, map, program},
+    abi::{self, Budget, NextHop, Owner, Settings, Traffic, Uplink, map, program},
     verdict::Reason,
     wire::{Ipv4, Ipv6},
 };
@@ -132,6 +132,15 @@ impl Programs {
     pub fn settings(&mut self, settings: Settings) -> Result<()> {
         let mut map: Array<&mut MapData, Value<Settings>> = open!(self, map::SETTINGS);
         Ok(map.set(0, Value(settings), 0)?)
+    }
+
+    /// Lets every endpoint cause errors and events again.
+    pub fn refill_budgets(&mut self) -> Result<()> {
+        let mut map: Array<&mut MapData, Value<Budget>> = open!(self, map::BUDGETS);
+        for id in 0..map.len() {
+            map.set(id, Value(Budget::default()), 0)?;
+        }
+        Ok(())
     }
 
     /// Makes an interface an uplink.

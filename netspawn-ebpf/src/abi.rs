@@ -40,13 +40,17 @@ pub mod map {
     pub const TRAFFIC: &str = "traffic";
     /// Per-CPU hash: [`super::DropKey`] to a count of frames (u64).
     pub const DROPS: &str = "drops";
+    /// Array: endpoint id to [`super::Budget`].
+    pub const BUDGETS: &str = "budgets";
+    /// Ring buffer of [`super::Event`].
+    pub const EVENTS: &str = "events";
     /// Devmap hash: ifindex of a port to itself, for XDP forwarding.
     pub const XDP_PORTS: &str = "xdp_ports";
 
     /// Every map of this version.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 17] = [
         ADDRS4, ADDRS6, PREFIXES4, PREFIXES6, ENDPOINTS, PORTS, UPLINKS, ROUTES4, ROUTES6,
-        NEXTHOPS, SETTINGS, COUNTS, TRAFFIC, DROPS, XDP_PORTS,
+        NEXTHOPS, SETTINGS, COUNTS, TRAFFIC, DROPS, BUDGETS, EVENTS, XDP_PORTS,
     ];
 }
 
@@ -153,10 +157,23 @@ pub struct EndpointEntry {
 pub struct Uplink {
     /// Link-layer address, the one all answers carry.
     pub mac: Mac,
-    /// Zero.
-    pub pad: u16,
+    /// [`uplink_flag`] bits.
+    pub flags: u16,
     /// MTU in bytes of IP packet.
     pub mtu: u32,
+    /// Address that ICMP errors come from (RFC 1812 4.3.2.4); zero when the host
+    /// has none.
+    pub address4: Ipv4,
+    /// Address that ICMPv6 errors come from (RFC 4443 2.2); zero when the host
+    /// has none.
+    pub address6: Ipv6,
+}
+
+/// Bits of [`Uplink::flags`].
+pub mod uplink_flag {
+    /// Checksums that were left to the device (`CHECKSUM_PARTIAL`) are filled in
+    /// on the way out. A veth leaves them out, as its other end needs none.
+    pub const FILLS_CHECKSUMS: u16 = 1 << 0;
 }
 
 /// Bits of [`NextHop::flags`].
@@ -221,6 +238,41 @@ pub struct Traffic {
     pub tx_bytes: u64,
 }
 
+/// What an endpoint may still cause, each a time before which nothing more is
+/// due (`CLOCK_MONOTONIC`, nanoseconds): a token bucket in one word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// ICMP errors about its packets, and packets for it.
+    pub errors: u64,
+    /// Events.
+    pub events: u64,
+}
+
+/// Bytes of the frame in an [`Event`].
+pub const SNAP_LEN: usize = 64;
+/// Bytes of [`map::EVENTS`].
+pub const EVENTS_SIZE: u32 = 1 << 18;
+
+/// What is told of a frame whose [`crate::verdict::Reason`] is worth a word, see
+/// [`crate::verdict::Reason::is_told`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC` in nanoseconds.
+    pub time: u64,
+    /// A [`crate::verdict::Reason`] as a number.
+    pub reason: u32,
+    /// The endpoint that it concerns.
+    pub endpoint: u32,
+    /// ifindex of the hook.
+    pub ifindex: u32,
+    /// Bytes of the whole frame.
+    pub length: u32,
+    /// The frame from its Ethernet header on, zero behind its end.
+    pub frame: [u8; SNAP_LEN],
+}
+
 /// Key of [`map::DROPS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -244,7 +296,11 @@ mod tests {
         assert_eq!(offset_of!(Endpoint, vlan), 28);
         assert_eq!(offset_of!(Endpoint, port_link_local), 32);
         assert_eq!(size_of::<EndpointEntry>(), 176);
-        assert_eq!(size_of::<Uplink>(), 12);
+        assert_eq!(size_of::<Uplink>(), 32);
+        assert_eq!(offset_of!(Uplink, address6), 16);
+        assert_eq!(size_of::<Budget>(), 16);
+        assert_eq!(size_of::<Event>(), 88);
+        assert_eq!(offset_of!(Event, frame), 24);
         assert_eq!(size_of::<NextHop>(), 32);
         assert_eq!(offset_of!(NextHop, src_mac), 20);
         assert_eq!(size_of::<Settings>(), 4);

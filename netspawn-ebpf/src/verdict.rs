@@ -28,6 +28,22 @@ macro_rules! reasons {
     };
 }
 
+impl Reason {
+    /// Whether frames dropped or passed for it are told as an
+    /// [`crate::abi::Event`]: somebody does what is not theirs.
+    #[inline(always)]
+    pub const fn is_told(self) -> bool {
+        matches!(
+            self,
+            Reason::AddressConflict
+                | Reason::SpoofedSource
+                | Reason::SpoofedMac
+                | Reason::RogueRouter
+                | Reason::RogueDhcp
+        )
+    }
+}
+
 /// What a [`Reason`] does to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -117,6 +133,9 @@ reasons! {
     AnsweredNdp = Answer, "ndp";
     /// Echo request to the gateway answered.
     AnsweredEcho = Answer, "echo";
+    /// ICMP error made about a dropped packet, which is counted under its own
+    /// reason as well.
+    AnsweredError = Answer, "icmp_error";
     /// ARP whose sender differs from the Ethernet source, answered all the same.
     ArpSourceDiffers = Answer, "arp_source_differs";
     /// Network or host to machine.
@@ -136,6 +155,23 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+/// The ICMP error that a dropped packet gives rise to.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Error {
+    /// None.
+    #[default]
+    None,
+    /// Time exceeded in transit (RFC 792, RFC 4443 3.3).
+    TimeExceeded,
+    /// Fragmentation needed (RFC 1191), packet too big (RFC 4443 3.2).
+    TooBig,
+    /// Host, or address, unreachable (RFC 792, RFC 4443 3.1).
+    HostUnreachable,
+    /// Net unreachable, or no route (RFC 792, RFC 4443 3.1).
+    NoRoute,
 }
 
 /// What is to be done with a frame.
@@ -187,7 +223,7 @@ pub struct Verdict<'a> {
     /// Why; what it is counted as.
     pub reason: Reason,
     /// `Deliver`: the machine's endpoint id. `Drop`: the endpoint it is charged
-    /// to, or [`NOBODY`].
+    /// to, or [`NOBODY`]. `Pass` of a conflict: the endpoint whose address it is.
     pub id: Owner,
     /// `Deliver`, `Out`, `ToHost`: the sending endpoint, or [`NOBODY`].
     pub from: Owner,
@@ -206,8 +242,13 @@ pub struct Verdict<'a> {
     /// `Deliver`: whether the TTL or hop limit goes down by one (not for packets
     /// that the host itself made).
     pub takes_hop: bool,
-    /// `Deliver`, `Out`, `Echo`: the IP header.
+    /// `Deliver`, `Out`, `Echo`, `Drop` with an error: the IP header.
     pub family: Family,
+    /// `Drop`: the error to send, if the packet is one that errors are sent
+    /// about.
+    pub error: Error,
+    /// `Drop` with [`Error::TooBig`]: the MTU of the way on.
+    pub mtu: u32,
     /// `Deliver`: IP protocol or first next header.
     pub protocol: u8,
 }
@@ -228,6 +269,8 @@ impl<'a> Verdict<'a> {
             source_differs: false,
             takes_hop: false,
             family: Family::V4,
+            error: Error::None,
+            mtu: 0,
             protocol: 0,
         }
     }
@@ -238,12 +281,33 @@ impl<'a> Verdict<'a> {
         Self::new(Action::Pass, reason)
     }
 
+    /// To the stack, unchanged: another station claims an address of this
+    /// endpoint.
+    #[inline(always)]
+    pub const fn conflict(id: Owner) -> Self {
+        Verdict {
+            id,
+            ..Self::pass(Reason::AddressConflict)
+        }
+    }
+
     /// Dropped, and charged to an endpoint or [`NOBODY`].
     #[inline(always)]
     pub const fn drop(reason: Reason, id: Owner) -> Self {
         Verdict {
             id,
             ..Self::new(Action::Drop, reason)
+        }
+    }
+
+    /// Dropped, charged to an endpoint, and reported to the sender.
+    #[inline(always)]
+    pub const fn refuse(reason: Reason, id: Owner, family: Family, error: Error, mtu: u32) -> Self {
+        Verdict {
+            family,
+            error,
+            mtu,
+            ..Self::drop(reason, id)
         }
     }
 

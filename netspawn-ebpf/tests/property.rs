@@ -109,16 +109,25 @@ fn is_sound_ping(bytes: &[u8]) -> bool {
 }
 
 /// Holds an outcome against the frame that led to it.
-fn hold(verdict: &Verdict<'_>, frame: &[u8]) -> Result<(), TestCaseError> {
+fn hold(world: &World, at: At, verdict: &Verdict<'_>, frame: &[u8]) -> Result<(), TestCaseError> {
     let kind = verdict.reason.kind();
-    let out = carry_out(verdict, frame);
+    let out = carry_out(world, at, verdict, frame);
     match verdict.action {
         Action::Pass => {
             prop_assert_eq!(kind, Kind::Pass);
             let out = out.expect("nothing is to be done");
             prop_assert_eq!(out.as_deref(), Some(frame));
         }
-        Action::Drop => prop_assert_eq!(kind, Kind::Drop),
+        Action::Drop => {
+            prop_assert_eq!(kind, Kind::Drop);
+            if let Ok(Some(error)) = out {
+                parser::read(&error).map_err(TestCaseError::fail)?;
+                prop_assert!(error.len() <= 14 + 1280);
+                let headers = if frame[12] == 8 { 28 } else { 48 };
+                prop_assert!(frame[14..].starts_with(&error[14 + headers..]));
+                prop_assert_eq!((&error[..6], &error[6..12]), (&frame[6..12], &frame[..6]));
+            }
+        }
         Action::Arp | Action::Ndp => {
             prop_assert_eq!(kind, Kind::Answer);
             let out = out.expect("fits").expect("is not dropped");
@@ -263,7 +272,7 @@ proptest! {
             tagged: vlan.is_some(),
         };
         if let Some(verdict) = decide(&world, at, &frame, &meta) {
-            hold(&verdict, &frame)?;
+            hold(&world, at, &verdict, &frame)?;
         }
     }
 
@@ -272,7 +281,7 @@ proptest! {
         let world = World::new(policy);
         let meta = Meta { length: frame.len() as u32, ..Meta::default() };
         if let Some(verdict) = decide(&world, at, &frame, &meta) {
-            hold(&verdict, &frame)?;
+            hold(&world, at, &verdict, &frame)?;
         }
     }
 
@@ -290,7 +299,7 @@ proptest! {
             ..Meta::default()
         };
         if let Some(verdict) = decide(&world, at, &frame, &meta) {
-            let _ = carry_out(&verdict, &frame);
+            let _ = carry_out(&world, at, &verdict, &frame);
         }
     }
 

@@ -16,7 +16,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use netspawn_ebpf::{
     abi::{
         Endpoint, EndpointEntry, HOST, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, NAME_LEN, NextHop,
-        Settings, Uplink, endpoint_flag, nexthop_flag,
+        Settings, Uplink, endpoint_flag, nexthop_flag, uplink_flag,
     },
     wire::{Ipv6, Mac},
 };
@@ -730,6 +730,38 @@ impl<'a> Resolver<'a> {
         entry
     }
 
+    /// The address that ICMP errors come from: one of the uplink, else one of the
+    /// host, which is what RFC 1812 calls its router id; unspecified without any.
+    fn reporter4(&self, uplink: u32) -> Ipv4Addr {
+        self.reporter(uplink, |address| match address {
+            IpAddr::V4(address) => {
+                let usable = !address.is_loopback() && !address.is_link_local();
+                usable.then_some(address)
+            }
+            IpAddr::V6(_) => None,
+        })
+        .unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// As [`Self::reporter4`].
+    fn reporter6(&self, uplink: u32) -> Ipv6Addr {
+        self.reporter(uplink, |address| match address {
+            IpAddr::V6(address) => {
+                let usable = !address.is_loopback() && !address.is_unicast_link_local();
+                usable.then_some(address)
+            }
+            IpAddr::V4(_) => None,
+        })
+        .unwrap_or(Ipv6Addr::UNSPECIFIED)
+    }
+
+    fn reporter<A>(&self, uplink: u32, usable: impl Fn(IpAddr) -> Option<A>) -> Option<A> {
+        let addresses = &self.inputs.host.addresses;
+        let own = addresses.iter().filter(|(ifindex, _)| *ifindex == uplink);
+        own.chain(addresses)
+            .find_map(|(_, address)| usable(address.addr()))
+    }
+
     fn uplinks(&mut self) -> BTreeMap<u32, Uplink> {
         let mut uplinks = BTreeMap::new();
         for ifindex in self.inputs.uplinks {
@@ -739,8 +771,13 @@ impl<'a> Resolver<'a> {
                         *ifindex,
                         Uplink {
                             mac: link.mac,
-                            pad: 0,
+                            flags: match link.kind.as_deref() {
+                                Some("veth") => 0,
+                                _ => uplink_flag::FILLS_CHECKSUMS,
+                            },
                             mtu: link.mtu,
+                            address4: self.reporter4(*ifindex).octets(),
+                            address6: self.reporter6(*ifindex).octets(),
                         },
                     );
                 }

@@ -51,8 +51,11 @@ where
     }
     // A sender that uses a machine's address is in conflict with it whatever
     // it asks (RFC 5227 2.4); our own frames may come back from the network.
-    if arp.spa != UNSPECIFIED && arp.sha != uplink.mac && is_machine(tables.owner4(&arp.spa)) {
-        return Verdict::pass(Reason::AddressConflict);
+    if arp.spa != UNSPECIFIED && arp.sha != uplink.mac {
+        let owner = tables.owner4(&arp.spa);
+        if is_machine(owner) {
+            return Verdict::conflict(owner);
+        }
     }
     if !request || arp.sha == uplink.mac {
         return Verdict::pass(Reason::ForHost);

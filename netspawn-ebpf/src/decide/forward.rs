@@ -3,7 +3,7 @@
 use super::Meta;
 use crate::abi::{HOST, NOBODY, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
-use crate::verdict::{Family, Reason, Verdict};
+use crate::verdict::{Error, Family, Reason, Verdict};
 use crate::wire::{
     Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, Words6, checksum, is_link_local6, is_loopback6,
     is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
@@ -41,6 +41,32 @@ pub(super) trait Header: Sized {
     fn protocol(&self) -> u8;
     /// TTL or hop limit.
     fn hops(&self) -> u8;
+    /// Whether the sender forbids fragments on the way (RFC 791, RFC 8200 5).
+    fn is_whole(&self) -> bool;
+
+    /// Dropped for being larger than `mtu`. A sender that allows fragments is
+    /// told nothing, as the error is about their being forbidden (RFC 792).
+    #[inline(always)]
+    fn too_big<'a>(&self, id: Owner, mtu: u32) -> Verdict<'a> {
+        let error = if self.is_whole() {
+            Error::TooBig
+        } else {
+            Error::None
+        };
+        Verdict::refuse(Reason::TooBig, id, Self::FAMILY, error, mtu)
+    }
+
+    /// Dropped for want of hops.
+    #[inline(always)]
+    fn expired<'a>(id: Owner) -> Verdict<'a> {
+        Verdict::refuse(
+            Reason::TtlExceeded,
+            id,
+            Self::FAMILY,
+            Error::TimeExceeded,
+            0,
+        )
+    }
 
     /// Whether the packet, or each segment of a super-packet, fits an MTU (as
     /// `skb_gso_validate_network_len` has it).
@@ -124,6 +150,12 @@ impl Header for Ipv4Hdr {
     fn hops(&self) -> u8 {
         self.ttl
     }
+
+    #[inline(always)]
+    fn is_whole(&self) -> bool {
+        const DONT_FRAGMENT: u8 = 0x40;
+        self.frags[0] & DONT_FRAGMENT != 0
+    }
 }
 
 impl Header for Ip6 {
@@ -178,6 +210,11 @@ impl Header for Ip6 {
     #[inline(always)]
     fn hops(&self) -> u8 {
         self.hop_limit
+    }
+
+    #[inline(always)]
+    fn is_whole(&self) -> bool {
+        true
     }
 }
 
@@ -239,14 +276,20 @@ where
         return Verdict::drop(Reason::TenantIsolation, sender);
     }
     if endpoint.flags & endpoint_flag::UP == 0 {
-        return drop(Reason::EndpointDown);
+        return Verdict::refuse(
+            Reason::EndpointDown,
+            id,
+            H::FAMILY,
+            Error::HostUnreachable,
+            0,
+        );
     }
     let takes_hop = !matches!(origin, Origin::Host);
     if takes_hop && ip.hops() <= 1 {
-        return drop(Reason::TtlExceeded);
+        return H::expired(id);
     }
     if !ip.fits(frame, meta, endpoint.mtu) {
-        return drop(Reason::TooBig);
+        return ip.too_big(id, endpoint.mtu);
     }
     let from = match origin {
         Origin::Machine { id, .. } => id,

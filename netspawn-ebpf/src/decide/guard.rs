@@ -3,14 +3,14 @@
 
 use super::{
     Meta,
-    forward::{Header as _, Origin, to_machine},
+    forward::{Header, Origin, to_machine},
     is_machine, may_use_mac, nd_type, ndp,
 };
 use crate::abi::{
     Endpoint, GATEWAY4, GATEWAY6, HOST, NextHop, Owner, endpoint_flag, nexthop_flag, settings_flag,
 };
 use crate::tables::Tables;
-use crate::verdict::{Family, Reason, Verdict};
+use crate::verdict::{Error, Family, Reason, Verdict};
 use crate::wire::{
     EthHdr, Frame, Ip6, Ipv4Hdr, L3, L4_V6, is_link_local6, is_loopback6, is_multicast_mac,
     is_multicast6, is_unspecified6, ndp::kind, protocol, words6,
@@ -63,6 +63,12 @@ fn next_hop(hop: Option<&NextHop>) -> Option<&NextHop> {
         Some(hop) if hop.flags & nexthop_flag::REFUSED == 0 => Some(hop),
         _ => None,
     }
+}
+
+/// Dropped because the host has no route there, or one that refuses.
+#[inline(always)]
+fn unroutable<'a>(id: Owner, family: Family) -> Verdict<'a> {
+    Verdict::refuse(Reason::NoRoute, id, family, Error::NoRoute, 0)
 }
 
 /// IPv4 from a machine.
@@ -143,13 +149,13 @@ where
                 _ => {}
             }
             let Some(hop) = next_hop(tables.route4(&ip.dst_addr)) else {
-                return drop(Reason::NoRoute);
+                return unroutable(id, Family::V4);
             };
             if ip.ttl <= 1 {
-                return drop(Reason::TtlExceeded);
+                return Ipv4Hdr::expired(id);
             }
             if !ip.fits(frame, meta, hop.mtu) {
-                return drop(Reason::TooBig);
+                return ip.too_big(id, hop.mtu);
             }
             Verdict::out(id, hop, Family::V4)
         }
@@ -252,13 +258,13 @@ where
                 return drop(Reason::MartianDestination);
             }
             let Some(hop) = next_hop(tables.route6(&ip.destination)) else {
-                return drop(Reason::NoRoute);
+                return unroutable(id, Family::V6);
             };
             if ip.hop_limit <= 1 {
-                return drop(Reason::TtlExceeded);
+                return Ip6::expired(id);
             }
             if !ip.fits(frame, meta, hop.mtu) {
-                return drop(Reason::TooBig);
+                return ip.too_big(id, hop.mtu);
             }
             Verdict::out(id, hop, Family::V6)
         }

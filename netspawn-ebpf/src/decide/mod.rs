@@ -1,6 +1,7 @@
 //! What is to happen to a frame: one function for each hook.
 
 pub mod arp;
+pub mod error;
 pub mod forward;
 pub mod guard;
 pub mod ndp;

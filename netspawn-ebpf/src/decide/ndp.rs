@@ -192,8 +192,9 @@ where
     let Some((_, target)) = head(frame) else {
         return Verdict::pass(Reason::Malformed);
     };
-    if is_machine(tables.owner6(&target)) && eth.src_addr != uplink.mac {
-        Verdict::pass(Reason::AddressConflict)
+    let owner = tables.owner6(&target);
+    if is_machine(owner) && eth.src_addr != uplink.mac {
+        Verdict::conflict(owner)
     } else {
         Verdict::pass(Reason::ForHost)
     }

@@ -5,13 +5,16 @@ use core::{mem::MaybeUninit, ptr::write_volatile};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, lpm_trie::Key, xdp::DevMapHash},
+    maps::{
+        Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key,
+        xdp::DevMapHash,
+    },
 };
 use netspawn_ebpf::{
     abi::{
-        DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, Endpoint, EndpointEntry,
-        MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, NOBODY, NextHop, Owner, Settings, Traffic, Uplink,
-        settings_flag,
+        Budget, DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, EVENTS_SIZE, Endpoint,
+        EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, NOBODY, NextHop, Owner, Settings,
+        Traffic, Uplink, settings_flag,
     },
     tables::Tables,
     verdict::Reason,
@@ -51,6 +54,10 @@ pub static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(DEFAULT
 #[map(name = "drops")]
 pub static DROPS: PerCpuHashMap<DropKey, u64> =
     PerCpuHashMap::with_max_entries(DEFAULT_MAX_MACHINES, BPF_F_NO_PREALLOC);
+#[map(name = "budgets")]
+pub static BUDGETS: Array<Budget> = Array::with_max_entries(DEFAULT_MAX_MACHINES, 0);
+#[map(name = "events")]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_SIZE, 0);
 #[map(name = "xdp_ports")]
 pub static XDP_PORTS: DevMapHash = DevMapHash::with_max_entries(DEFAULT_MAX_MACHINES, 0);
 

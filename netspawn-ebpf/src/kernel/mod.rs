@@ -1,6 +1,8 @@
 //! What only the BPF target has: programs, maps, packet access, counters.
 
 mod counters;
+mod error;
+mod events;
 mod maps;
 mod packet;
 mod tc;

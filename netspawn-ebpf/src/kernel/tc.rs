@@ -15,10 +15,10 @@ use aya_ebpf::{
 };
 use netspawn_ebpf::{
     abi::{Endpoint, MARK, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag},
-    decide::{self, Meta},
+    decide::{self, Meta, error::Toward},
     rewrite,
     tables::Tables as _,
-    verdict::{Action, Family, Reason, Verdict, word_mac},
+    verdict::{Action, Error, Family, Reason, Verdict, word_mac},
     wire::{
         EthHdr, Frame as _, FrameMut as _, Ipv6Hdr, L3, L4_V6, MIN_FRAME, ether_type,
         ndp::{self, ADVERTISEMENT_FRAME},
@@ -27,7 +27,7 @@ use netspawn_ebpf::{
 };
 
 use super::{
-    counters,
+    counters, error, events,
     maps::{Maps, PORTS},
     packet::Packet,
 };
@@ -303,11 +303,39 @@ fn hand_to_host(skb: &Skb, from: Owner, hop: &NextHop) -> i32 {
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) as i32 }
 }
 
-/// Carries out a verdict. `vlan` is the tag that the machine's frames carry on
-/// the uplink, `peer` as for [`deliver`].
+/// Drops a frame, and tells its sender where it is to know.
 #[inline(always)]
-fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, back: Back, peer: bool) -> i32 {
+fn refuse(skb: &Skb, verdict: &Verdict<'_>, back: Back, toward: Toward) -> i32 {
+    counters::charge(verdict.reason, verdict.id);
+    if matches!(verdict.error, Error::None) {
+        return DROP;
+    }
+    let what = error::pack(verdict.error, verdict.family, toward);
+    if !error::make(skb.raw, what, verdict.mtu, verdict.id) {
+        return DROP;
+    }
+    counters::reason(Reason::AnsweredError);
+    send_back(skb, back)
+}
+
+/// Carries out a verdict. `vlan` is the tag that the machine's frames carry on
+/// the uplink, `toward` where the frame came from.
+#[inline(always)]
+fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
     counters::reason(verdict.reason);
+    events::tell(
+        verdict.reason,
+        verdict.id,
+        skb.ifindex(),
+        skb.len(),
+        &skb.packet(),
+    );
+    let back = match toward {
+        Toward::Host => Back::Up,
+        Toward::Network | Toward::Machine => Back::Out,
+    };
+    // Egress has no such redirect.
+    let peer = !matches!(toward, Toward::Host);
     match (verdict.action, verdict.endpoint, verdict.hop) {
         (Action::Pass, ..) => NEXT,
         (Action::Arp, ..) => answer_arp(skb, verdict, back),
@@ -316,10 +344,7 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, back: Back, peer: bool) -> i
         (Action::Deliver, Some(endpoint), _) => deliver(skb, verdict, endpoint, peer),
         (Action::Out, _, Some(hop)) => send_out(skb, verdict, vlan, hop),
         (Action::ToHost, _, Some(hop)) => hand_to_host(skb, verdict.from, hop),
-        _ => {
-            counters::charge(verdict.reason, verdict.id);
-            DROP
-        }
+        _ => refuse(skb, verdict, back, toward),
     }
 }
 
@@ -348,7 +373,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     };
     skb.pull_headers();
     let verdict = decide::uplink(&skb.packet(), &skb.meta(), uplink, &Maps);
-    act(&skb, &verdict, 0, Back::Out, true)
+    act(&skb, &verdict, 0, Toward::Network)
 }
 
 /// Egress of an uplink: what the host itself sends.
@@ -362,7 +387,7 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     }
     skb.pull_headers();
     let verdict = decide::host(&skb.packet(), &skb.meta(), &Maps);
-    act(&skb, &verdict, 0, Back::Up, false)
+    act(&skb, &verdict, 0, Toward::Host)
 }
 
 /// Ingress of a port: what a machine sends.
@@ -383,5 +408,5 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
     };
     skb.pull_headers();
     let verdict = decide::port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
-    act(&skb, &verdict, endpoint.vlan, Back::Out, true)
+    act(&skb, &verdict, endpoint.vlan, Toward::Machine)
 }

@@ -1,5 +1,5 @@
 //! The program for `--mode xdp`: answers, and forwarding of what is not TCP.
-//! All else goes on to the tc programs, which count it.
+//! All else goes on to the tc programs, which count it, or make errors of it.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -13,12 +13,12 @@ use netspawn_ebpf::{
     decide::{self, Meta},
     rewrite,
     tables::Tables as _,
-    verdict::{Action, Reason, Verdict, word_mac},
+    verdict::{Action, Error, Reason, Verdict, word_mac},
     wire::{MIN_FRAME, ndp::ADVERTISEMENT_FRAME, protocol},
 };
 
 use super::{
-    counters,
+    counters, events,
     maps::{Maps, XDP_PORTS},
     packet::Packet,
 };
@@ -109,7 +109,15 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
         (Action::Arp, _) => answer_arp(&ctx, &verdict),
         (Action::Ndp, _) => answer_ndp(&ctx, &verdict),
         (Action::Deliver, Some(endpoint)) => deliver(&ctx, &verdict, endpoint),
-        (Action::Drop, _) => {
+        // Only an skb can be made an error.
+        (Action::Drop, _) if matches!(verdict.error, Error::None) => {
+            events::tell(
+                verdict.reason,
+                verdict.id,
+                ifindex,
+                meta.length,
+                &packet(&ctx),
+            );
             counters::reason(verdict.reason);
             counters::charge(verdict.reason, verdict.id);
             XDP_DROP

@@ -7,10 +7,16 @@ use std::collections::HashMap;
 
 use netspawn_ebpf::{
     abi::{Endpoint, NOBODY, NextHop, Owner, Settings, Uplink, nexthop_flag},
-    decide::{self, Meta},
-    rewrite,
+    decide::{
+        self, Meta,
+        error::{self, Toward},
+    },
+    rewrite::{
+        self,
+        error::{HEADERS4, HEADERS6, error4, error6, quoted},
+    },
     tables::Tables,
-    verdict::{Action, Verdict, word_mac},
+    verdict::{Action, Error, Family, Verdict, word_mac},
     wire::{Ipv4, Ipv6, MIN_FRAME, Words6, ndp::ADVERTISEMENT_FRAME, words6},
 };
 
@@ -20,6 +26,7 @@ use crate::rows::{self, At, Row, world};
 pub fn all_rows() -> Vec<Row> {
     [
         rows::arp::rows(),
+        rows::errors::rows(),
         rows::ndp::rows(),
         rows::forward::rows(),
         rows::guard::rows(),
@@ -120,11 +127,16 @@ pub fn decide<'a>(world: &'a World, at: At, frame: &[u8], meta: &Meta) -> Option
 
 /// The frame as a verdict leaves it: `Ok(None)` when it is dropped, `Err` when it is too
 /// short to be rewritten.
-pub fn carry_out(verdict: &Verdict<'_>, frame: &[u8]) -> Result<Option<Vec<u8>>, ()> {
+pub fn carry_out(
+    world: &World,
+    at: At,
+    verdict: &Verdict<'_>,
+    frame: &[u8],
+) -> Result<Option<Vec<u8>>, ()> {
     let mut frame = frame.to_vec();
     let done = match verdict.action {
         Action::Pass => Some(()),
-        Action::Drop => return Ok(None),
+        Action::Drop => return Ok(error_about(world, at, verdict, &frame)),
         Action::Arp => {
             frame.truncate(MIN_FRAME);
             rewrite::arp_reply(&mut frame[..], word_mac(verdict.mac))
@@ -163,4 +175,42 @@ pub fn carry_out(verdict: &Verdict<'_>, frame: &[u8]) -> Result<Option<Vec<u8>>,
         }
     };
     done.map(|()| Some(frame)).ok_or(())
+}
+
+/// The error that a dropped frame becomes.
+fn error_about(world: &World, at: At, verdict: &Verdict<'_>, frame: &[u8]) -> Option<Vec<u8>> {
+    let (error, family) = (verdict.error, verdict.family);
+    if error == Error::None || !error::is_due(frame, family) {
+        return None;
+    }
+    let toward = match at {
+        At::Uplink => Toward::Network,
+        At::Host => Toward::Host,
+        At::Port(_) => Toward::Machine,
+    };
+    let headers = match family {
+        Family::V4 => HEADERS4,
+        Family::V6 => HEADERS6,
+    };
+    let (source4, source6) = (
+        error::source4(frame, toward, 2, world),
+        error::source6(frame, toward, 2, world),
+    );
+    let length = match family {
+        Family::V4 => usize::from(u16::from_be_bytes([frame[16], frame[17]])),
+        Family::V6 => usize::from(u16::from_be_bytes([frame[18], frame[19]])) + 40,
+    };
+    let there = (frame.len() - 14) as u32;
+    let length = error::quote_length(family, length as u32, there) as usize;
+    let mut padded = frame[..14 + length].to_vec();
+    let blocks = (length & !7) + 8;
+    padded.resize(14 + blocks, 0);
+    let sum = quoted(&padded[..], blocks).expect("all of it is there");
+    let mut out = [&frame[..14], &vec![0; headers][..], &frame[14..14 + length]].concat();
+    match family {
+        Family::V4 => error4(&mut out[..], error, verdict.mtu, source4, length, sum),
+        Family::V6 => error6(&mut out[..], error, verdict.mtu, source6, length, sum),
+    }
+    .expect("there is room");
+    Some(out)
 }

@@ -4,9 +4,9 @@ use netspawn_ebpf::wire::{Mac, ndp};
 use smoltcp::{
     phy::ChecksumCapabilities,
     wire::{
-        ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, Icmpv4Packet,
-        Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet,
-        NdiscNeighborFlags, NdiscRepr, TcpPacket, UdpPacket,
+        ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, Icmpv4Message,
+        Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, Ipv4Packet,
+        Ipv6Packet, NdiscNeighborFlags, NdiscRepr, TcpPacket, UdpPacket,
     },
 };
 
@@ -92,13 +92,27 @@ fn ipv4(bytes: &[u8]) -> Result<Said, String> {
     let destination = IpAddress::from(packet.dst_addr());
     if packet.next_header() == IpProtocol::Icmp {
         let icmp = Icmpv4Packet::new_checked(packet.payload()).map_err(|_| "ICMP cut short")?;
+        if !icmp.verify_checksum() {
+            return Err("ICMP checksum".to_owned());
+        }
+        // What an error quotes may be anything.
+        if is_error4(icmp.msg_type()) {
+            return Ok(Said::Packet);
+        }
         return match Icmpv4Repr::parse(&icmp, &ChecksumCapabilities::default()) {
             Ok(Icmpv4Repr::EchoReply { .. }) => Ok(Said::Pong),
             Ok(_) => Ok(Said::Packet),
-            Err(_) => Err("ICMP checksum".to_owned()),
+            Err(_) => Err("no ICMP message".to_owned()),
         };
     }
     transport(packet.next_header(), packet.payload(), source, destination)
+}
+
+fn is_error4(kind: Icmpv4Message) -> bool {
+    matches!(
+        kind,
+        Icmpv4Message::DstUnreachable | Icmpv4Message::TimeExceeded
+    )
 }
 
 fn ipv6(frame: &EthernetFrame<&[u8]>) -> Result<Said, String> {
@@ -116,13 +130,19 @@ fn ipv6(frame: &EthernetFrame<&[u8]>) -> Result<Said, String> {
         );
     }
     let icmp = Icmpv6Packet::new_checked(packet.payload()).map_err(|_| "ICMPv6 cut short")?;
+    if !icmp.verify_checksum(&source, &destination) {
+        return Err("ICMPv6 checksum".to_owned());
+    }
+    if icmp.msg_type().is_error() {
+        return Ok(Said::Packet);
+    }
     let message = Icmpv6Repr::parse(
         &source,
         &destination,
         &icmp,
         &ChecksumCapabilities::default(),
     )
-    .map_err(|_| "ICMPv6 checksum")?;
+    .map_err(|_| "no ICMPv6 message")?;
     match message {
         Icmpv6Repr::EchoReply { .. } => Ok(Said::Pong),
         Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {

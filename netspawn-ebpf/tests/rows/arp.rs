@@ -90,19 +90,22 @@ fn uplink() -> Vec<Row> {
             at,
             claims.padded(0),
             AddressConflict,
-        ),
+        )
+        .charged(WEB),
         Row::pass(
             "A4 gratuitous reply",
             at,
             claims_by_reply.padded(0),
             AddressConflict,
-        ),
+        )
+        .charged(WEB),
         Row::pass(
             "A4 a question from an owned address",
             at,
             Arp::who_has(FREE4, OTHER_STATION, ip4(WEB)).padded(0),
             AddressConflict,
-        ),
+        )
+        .charged(WEB),
         Row::pass(
             "A4 our own announcement, come back",
             at,

@@ -1,10 +1,16 @@
 //! Whole frames, by etherparse.
 
 use etherparse::{
-    ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, IpFragOffset, IpHeaders, IpNumber,
-    Ipv4Extensions, Ipv4Header, Ipv4Options, PacketBuilder,
+    ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, Icmpv4Type, Icmpv6Type, IpDscp,
+    IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, PacketBuilder,
+    icmpv4, icmpv6,
 };
-use netspawn_ebpf::wire::{Ipv4, Ipv6, Mac};
+use netspawn_ebpf::{
+    abi::{GATEWAY4, GATEWAY6},
+    wire::{Ipv4, Ipv6, Mac},
+};
+
+use super::{At, Told, world};
 
 /// ARP operation codes.
 pub const REQUEST: u16 = 1;
@@ -383,4 +389,80 @@ pub fn fix4(frame: Vec<u8>) -> Vec<u8> {
     let (header, _) = Ipv4Header::from_slice(&frame[14..]).expect("an IPv4 header");
     let check = header.calc_header_checksum();
     patch(frame, 24, &check.to_be_bytes())
+}
+
+/// The ICMP error that the data plane makes of a frame: from the host's address, or the
+/// gateway's where no uplink leads to the sender, or the machine's where the host itself
+/// is told.
+pub fn error(frame: &[u8], at: At, told: Told) -> Vec<u8> {
+    let mac = |at: usize| <Mac>::try_from(&frame[at..at + 6]).expect("six bytes");
+    let start = PacketBuilder::ethernet2(mac(0), mac(6));
+    let mut bytes = Vec::new();
+    if frame[12..14] == [8, 0] {
+        let (ip, _) = Ipv4Header::from_slice(&frame[14..]).expect("an IPv4 header");
+        let source = match at {
+            At::Uplink => world::HOST4,
+            At::Host => ip.destination,
+            At::Port(_) if world::INSIDE4[..2] == ip.source[..2] => GATEWAY4,
+            At::Port(_) => world::HOST4,
+        };
+        let header = Ipv4Header {
+            dscp: IpDscp::try_new(48).expect("six bits"),
+            time_to_live: 64,
+            source,
+            destination: ip.source,
+            dont_fragment: true,
+            ..Ipv4Header::default()
+        };
+        let kind = match told {
+            Told::TimeExceeded => {
+                Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)
+            }
+            Told::TooBig(mtu) => Icmpv4Type::DestinationUnreachable(
+                icmpv4::DestUnreachableHeader::FragmentationNeeded {
+                    next_hop_mtu: u16::try_from(mtu).expect("16 bits"),
+                },
+            ),
+            Told::HostUnreachable => {
+                Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Host)
+            }
+            Told::NoRoute => {
+                Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Network)
+            }
+        };
+        let length = usize::from(ip.total_len).min(576 - 28);
+        start
+            .ip(IpHeaders::Ipv4(header, Ipv4Extensions::default()))
+            .icmpv4(kind)
+            .write(&mut bytes, &frame[14..14 + length])
+    } else {
+        let address = |at: usize| <Ipv6>::try_from(&frame[at..at + 16]).expect("16 bytes");
+        let (sender, destination) = (address(22), address(38));
+        let source = match at {
+            At::Uplink => world::HOST6,
+            At::Host => destination,
+            At::Port(_) if world::INSIDE6[..8] == sender[..8] => GATEWAY6,
+            At::Port(_) => world::HOST6,
+        };
+        let kind = match told {
+            Told::TimeExceeded => {
+                Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded)
+            }
+            Told::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu },
+            Told::HostUnreachable => {
+                Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Address)
+            }
+            Told::NoRoute => {
+                Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::NoRoute)
+            }
+        };
+        let payload = usize::from(u16::from_be_bytes([frame[18], frame[19]]));
+        let length = (payload + 40).min(1280 - 48);
+        start
+            .ipv6(source, sender, 64)
+            .icmpv6(kind)
+            .write(&mut bytes, &frame[14..14 + length])
+    }
+    .expect("a Vec takes everything");
+    bytes
 }

@@ -7,7 +7,7 @@ use netspawn_ebpf::{
 };
 
 use super::{
-    At, Row,
+    At, Row, Told,
     build::{Inner, Packet, cut, first_byte4, fix4, packet, pad, patch},
     world::*,
 };
@@ -87,14 +87,15 @@ fn network4() -> Vec<Row> {
         .vlan(VLAN),
         Row::pass("F1 with another tag", at, web.frame(), VlanPass).vlan(VLAN),
         Row::pass("F1 without the tag", at, to4(ip4(TAGGED)).frame(), VlanPass),
-        drop("F2 TTL 1 (RFC 1812 5.3.1)", web.hops(1), TtlExceeded, WEB),
-        drop("F2 TTL 0", web.hops(0), TtlExceeded, WEB),
+        drop("F2 TTL 1 (RFC 1812 5.3.1)", web.hops(1), TtlExceeded, WEB).told(Told::TimeExceeded),
+        drop("F2 TTL 0", web.hops(0), TtlExceeded, WEB).told(Told::TimeExceeded),
         drop(
             "F3 larger than the port's MTU (RFC 1191)",
             small.with(UDP_1472),
             TooBig,
             SMALL,
-        ),
+        )
+        .told(Told::TooBig(1280)),
         in4(
             "F3 as large as the port's MTU",
             small.with(Inner::Udp(1, 2, 1252)),
@@ -105,7 +106,8 @@ fn network4() -> Vec<Row> {
             small.with(Inner::Udp(1, 2, 1253)),
             TooBig,
             SMALL,
-        ),
+        )
+        .told(Told::TooBig(1280)),
         in4("F5 segments fit: TCP", small.with(Inner::Tcp(2480)), SMALL).gso(1240),
         in4(
             "F5 segments fit: UDP",
@@ -119,6 +121,7 @@ fn network4() -> Vec<Row> {
             TooBig,
             SMALL,
         )
+        .told(Told::TooBig(1280))
         .gso(1241),
         drop(
             "F5 segments do not fit: UDP",
@@ -126,6 +129,7 @@ fn network4() -> Vec<Row> {
             TooBig,
             SMALL,
         )
+        .told(Told::TooBig(1280))
         .gso(1253),
         in4(
             "F6 four bytes of IP options",
@@ -186,7 +190,8 @@ fn network4() -> Vec<Row> {
             to4(ip4(DOWN)),
             EndpointDown,
             DOWN,
-        ),
+        )
+        .told(Told::HostUnreachable),
         Row::pass("F10 nobody's", at, to4(FREE4).frame(), NotOwned),
         Row::pass("F10 the host's", at, to4(HOST4).frame(), ForHost),
         Row::pass(
@@ -256,14 +261,15 @@ fn network6() -> Vec<Row> {
         )
         .vlan(VLAN),
         Row::pass("F1 with another tag", at, web.frame(), VlanPass).vlan(VLAN),
-        drop("F2 hop limit 1 (RFC 8200 3)", web.hops(1), TtlExceeded, WEB),
-        drop("F2 hop limit 0", web.hops(0), TtlExceeded, WEB),
+        drop("F2 hop limit 1 (RFC 8200 3)", web.hops(1), TtlExceeded, WEB).told(Told::TimeExceeded),
+        drop("F2 hop limit 0", web.hops(0), TtlExceeded, WEB).told(Told::TimeExceeded),
         drop(
             "F3 larger than the port's MTU (RFC 8201)",
             small.with(UDP_1452),
             TooBig,
             SMALL,
-        ),
+        )
+        .told(Told::TooBig(1280)),
         in6(
             "F3 as large as the port's MTU",
             small.with(Inner::Udp(1, 2, 1232)),
@@ -274,7 +280,8 @@ fn network6() -> Vec<Row> {
             small.with(Inner::Udp(1, 2, 1233)),
             TooBig,
             SMALL,
-        ),
+        )
+        .told(Told::TooBig(1280)),
         in6("F5 segments fit: TCP", small.with(Inner::Tcp(2440)), SMALL).gso(1220),
         drop(
             "F5 segments do not fit: TCP",
@@ -282,6 +289,7 @@ fn network6() -> Vec<Row> {
             TooBig,
             SMALL,
         )
+        .told(Told::TooBig(1280))
         .gso(1221),
         in6("F6 a hop-by-hop header", web.with(Inner::HopByHop), WEB),
         in6("F6 a fragment", web.with(Inner::Fragment), WEB),
@@ -339,7 +347,8 @@ fn network6() -> Vec<Row> {
             to6(ip6(DOWN)),
             EndpointDown,
             DOWN,
-        ),
+        )
+        .told(Told::HostUnreachable),
         Row::pass("F10 nobody's", at, to6(FREE6).frame(), NotOwned),
         Row::pass("F10 the host's", at, to6(HOST6).frame(), ForHost),
         Row::pass(
@@ -485,14 +494,16 @@ fn host() -> Vec<Row> {
             to4(ip4(DOWN)).frame(),
             EndpointDown,
             DOWN,
-        ),
+        )
+        .told(Told::HostUnreachable),
         Row::drop(
             "the host, larger than the port's MTU",
             at,
             to4(ip4(SMALL)).with(UDP_1472).frame(),
             TooBig,
             SMALL,
-        ),
+        )
+        .told(Told::TooBig(1280)),
         Row::pass(
             "the host to a station, IPv4",
             at,

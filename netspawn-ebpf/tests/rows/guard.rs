@@ -7,7 +7,7 @@ use netspawn_ebpf::{
 };
 
 use super::{
-    At, Row,
+    At, Row, Told,
     build::{Inner, Packet, cut, other, packet, patch, tagged},
     world::*,
 };
@@ -271,21 +271,24 @@ fn local() -> Vec<Row> {
             to4(ip4(DOWN)).frame(),
             EndpointDown,
             DOWN,
-        ),
+        )
+        .told(Told::HostUnreachable),
         Row::drop(
             "G8 TTL 1, to a machine",
             AT,
             to4(ip4(DB)).hops(1).frame(),
             TtlExceeded,
             DB,
-        ),
+        )
+        .told(Told::TimeExceeded),
         Row::drop(
             "G8 larger than the machine's MTU",
             AT,
             to4(ip4(SMALL)).with(Inner::Udp(1, 2, 1300)).frame(),
             TooBig,
             SMALL,
-        ),
+        )
+        .told(Told::TooBig(1280)),
         drop4("its own address", to4(ip4(WEB)), OwnDestination),
         drop6("its own address, IPv6", to6(ip6(WEB)), OwnDestination),
         drop6("an address of its prefix", to6(INSIDE6), OwnDestination),
@@ -384,22 +387,24 @@ fn outside() -> Vec<Row> {
             nobody,
             asked6.hop(mac(WEB), port_mac(WEB)).frame(),
         ),
-        drop4("G7 no route, IPv4", to4([8, 8, 8, 8]), NoRoute),
-        drop6("G7 no route, IPv6", to6([0x26; 16]), NoRoute),
-        drop4("G7 a route that refuses, IPv4", to4(REFUSED4), NoRoute),
-        drop6("G7 a route that refuses, IPv6", to6(REFUSED6), NoRoute),
-        drop4("G8 TTL 1", to4(FAR4).hops(1), TtlExceeded),
-        drop6("G8 hop limit 1", to6(FAR6).hops(1), TtlExceeded),
+        drop4("G7 no route, IPv4", to4([8, 8, 8, 8]), NoRoute).told(Told::NoRoute),
+        drop6("G7 no route, IPv6", to6([0x26; 16]), NoRoute).told(Told::NoRoute),
+        drop4("G7 a route that refuses, IPv4", to4(REFUSED4), NoRoute).told(Told::NoRoute),
+        drop6("G7 a route that refuses, IPv6", to6(REFUSED6), NoRoute).told(Told::NoRoute),
+        drop4("G8 TTL 1", to4(FAR4).hops(1), TtlExceeded).told(Told::TimeExceeded),
+        drop6("G8 hop limit 1", to6(FAR6).hops(1), TtlExceeded).told(Told::TimeExceeded),
         drop4(
             "G8 larger than the path's MTU, IPv4",
             to4(UNRESOLVED4).with(Inner::Udp(1, 2, 1373)),
             TooBig,
-        ),
+        )
+        .told(Told::TooBig(1400)),
         drop6(
             "G8 larger than the path's MTU, IPv6",
             to6(UNRESOLVED6).with(Inner::Udp(1, 2, 1353)),
             TooBig,
-        ),
+        )
+        .told(Told::TooBig(1400)),
     ]
 }
 

@@ -6,6 +6,7 @@
 
 pub mod arp;
 pub mod build;
+pub mod errors;
 pub mod forward;
 pub mod guard;
 pub mod ndp;
@@ -27,6 +28,16 @@ pub enum At {
     Port(Owner),
 }
 
+/// The ICMP error about a dropped packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    TimeExceeded,
+    /// With the MTU of the way on.
+    TooBig(u32),
+    HostUnreachable,
+    NoRoute,
+}
+
 /// One case.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -46,7 +57,8 @@ pub struct Row {
     pub reason: Reason,
     /// A second counter.
     pub also: Option<Reason>,
-    /// The frame afterwards: the same for what is passed.
+    /// The frame afterwards: the same for what is passed, the error for what is
+    /// dropped and told.
     pub out: Option<Vec<u8>>,
     /// The machine that is charged with a drop, or gets the frame.
     pub machine: Owner,
@@ -125,6 +137,27 @@ impl Row {
             machine,
             sent: matches!(at, At::Port(_)),
             ..Row::new(name, at, frame, reason)
+        }
+    }
+
+    /// The machine that it concerns.
+    pub fn charged(self, machine: Owner) -> Self {
+        Row { machine, ..self }
+    }
+
+    /// Whether a drop is told to the sender.
+    pub fn is_told(&self) -> bool {
+        self.also == Some(Reason::AnsweredError)
+    }
+
+    /// Told to the sender of the frame. A super-packet is quoted without its last
+    /// eight bytes where it is not cut anyway.
+    pub fn told(self, error: Told) -> Self {
+        let out = build::error(&self.frame, self.at, error);
+        Row {
+            also: Some(Reason::AnsweredError),
+            out: Some(out),
+            ..self
         }
     }
 

@@ -446,7 +446,8 @@ fn advertisements() -> Vec<Row> {
             at,
             claim.frame(),
             Reason::AddressConflict,
-        ),
+        )
+        .charged(WEB),
         Row::pass(
             "N9 our own, come back",
             at,

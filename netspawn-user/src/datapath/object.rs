@@ -33,7 +33,7 @@ impl Default for Sizes {
 
 impl Sizes {
     /// The maps whose size is a choice, with it.
-    fn by_map(self) -> [(&'static str, u32); 9] {
+    fn by_map(self) -> [(&'static str, u32); 10] {
         [
             (map::ADDRS4, self.addresses),
             (map::ADDRS6, self.addresses),
@@ -42,6 +42,7 @@ impl Sizes {
             (map::ENDPOINTS, self.machines),
             (map::PORTS, self.machines),
             (map::TRAFFIC, self.machines),
+            (map::BUDGETS, self.machines),
             (map::DROPS, self.machines),
             (map::XDP_PORTS, self.machines),
         ]

@@ -34,12 +34,14 @@ fn at_tc(row: &Row) -> Case {
     };
     let code = match row.reason.kind() {
         Kind::Pass => TC_NEXT,
+        Kind::Drop if row.is_told() => TC_REDIRECT,
         Kind::Drop => TC_SHOT,
         Kind::Answer | Kind::Forward => TC_REDIRECT,
     };
     let forwards = row.reason.kind() == Kind::Forward;
     // What comes back through another hook of ours is known by its mark.
-    let marked = row.reason.kind() == Kind::Answer || forwards && row.machine == NOBODY;
+    let answers = row.reason.kind() == Kind::Answer || row.is_told();
+    let marked = answers || forwards && row.machine == NOBODY;
     let mut case = Case::new(row, hook, code);
     case.mark = if marked { MARK } else { 0 };
     case.received = (forwards && row.machine != NOBODY).then_some(row.machine);
@@ -69,6 +71,14 @@ fn at_xdp(row: &Row) -> Case {
         Kind::Answer => XDP_TX,
         Kind::Forward => XDP_REDIRECT,
     };
+    // Only an skb can be made an error, and whether one is due is seen at tc.
+    if row.is_told() || row.reason == Reason::TtlExceeded {
+        let mut case = Case::new(row, Hook::UplinkXdp, XDP_PASS);
+        case.out = Some(row.frame.clone());
+        case.counted = BTreeMap::new();
+        case.charged = None;
+        return case;
+    }
     let mut case = Case::new(row, Hook::UplinkXdp, code);
     if row.reason.kind() == Kind::Pass {
         case.counted = BTreeMap::new();
@@ -142,6 +152,16 @@ fn forwarding_rows_hold_at_tc() {
 #[test]
 fn forwarding_rows_hold_at_xdp() {
     xdp(rows::forward::rows());
+}
+
+#[test]
+fn error_rows_hold_at_tc() {
+    tc(rows::errors::rows());
+}
+
+#[test]
+fn error_rows_hold_at_xdp() {
+    xdp(rows::errors::rows());
 }
 
 #[test]

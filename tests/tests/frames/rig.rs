@@ -108,6 +108,8 @@ impl Rig {
             programs.endpoint(id, world::endpoint(id, IFINDEX))?;
         }
         programs.uplink(IFINDEX, world::uplink())?;
+        // Where the next hops lead.
+        programs.uplink(2, world::uplink())?;
         programs.xdp_port(IFINDEX)?;
         programs.owners4(&world::prefixes4())?;
         programs.owners6(&world::prefixes6())?;
@@ -156,6 +158,7 @@ impl Rig {
     /// What is wrong with the outcome of a case, a line for each.
     fn faults(&mut self, case: &Case) -> Result<String> {
         self.programs.settings(world::settings(case.policy))?;
+        self.programs.refill_budgets()?;
         let port = match case.at {
             At::Port(NOBODY) => None,
             At::Port(id) => Some(id),
@@ -224,7 +227,7 @@ impl Rig {
         }
         let mut drops = before.drops.clone();
         if let Some(id) = case.charged {
-            for reason in case.counted.keys() {
+            for reason in case.counted.keys().filter(|r| r.kind() == Kind::Drop) {
                 *drops.entry((id, *reason as u32)).or_default() += 1;
             }
         }

@@ -3,6 +3,8 @@
 //! Each function returns `None` when the frame is shorter than what it writes;
 //! bytes may then be half written, and the caller drops the frame.
 
+pub mod error;
+
 use core::mem::offset_of;
 
 use crate::verdict::Family;

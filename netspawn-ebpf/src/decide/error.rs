@@ -1,0 +1,201 @@
+//! ICMP errors about packets that are dropped (RFC 1812 4.3, RFC 4443 2.4): about
+//! which, to whom, from where, and how much is quoted.
+
+use crate::abi::{GATEWAY4, GATEWAY6};
+use crate::tables::Tables;
+use crate::verdict::Family;
+use crate::wire::{Frame, Ip6, Ipv4, Ipv4Hdr, L3, L4_V6, Words6, protocol, words6};
+
+/// Which way an error goes.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toward {
+    /// Back to the network, out of the uplink.
+    Network,
+    /// Up to the host's own stack.
+    Host,
+    /// Back to the machine.
+    Machine,
+}
+
+/// Bytes of a packet that an error quotes: all of it, but no more than makes a message
+/// of 576 bytes (RFC 1812 4.3.2.3) or of the smallest MTU (RFC 4443 2.4 (c)). `length`
+/// is the packet's own word, 0 for one beyond 64 kB (BIG TCP); `there` is what the frame
+/// has.
+#[inline(always)]
+pub const fn quote_length(family: Family, length: u32, there: u32) -> u32 {
+    let longest = match family {
+        Family::V4 => 576 - 28,
+        Family::V6 => 1280 - 48,
+    };
+    let all = if length != 0 && length < there {
+        length
+    } else {
+        there
+    };
+    if all < longest { all } else { longest }
+}
+
+/// Whether an error may be sent about a packet from one station to another, as
+/// decisions have found it to be: not about errors, nor about fragments other than
+/// the first (RFC 1812 4.3.2.7, RFC 4443 2.4 (e)).
+#[inline(always)]
+pub fn is_due<F: Frame + ?Sized>(frame: &F, family: Family) -> bool {
+    match family {
+        Family::V4 => is_due4(frame),
+        Family::V6 => is_due6(frame),
+    }
+}
+
+#[inline(always)]
+fn is_due4<F: Frame + ?Sized>(frame: &F) -> bool {
+    let Some(ip) = frame.read::<Ipv4Hdr>(L3) else {
+        return false;
+    };
+    if u16::from_be_bytes(ip.frags) & 0x1fff != 0 {
+        return false;
+    }
+    if ip.proto != protocol::ICMP {
+        return true;
+    }
+    let offset = L3 + usize::from(ip.vihl & 15) * 4;
+    match frame.read::<[u8; 2]>(offset) {
+        // Unreachable, source quench, redirect, time exceeded, parameter problem.
+        Some([kind, _]) => !matches!(kind, 3 | 4 | 5 | 11 | 12),
+        None => false,
+    }
+}
+
+/// Extension headers that are walked in search of an ICMPv6 message.
+const MAX_EXTENSIONS: usize = 4;
+
+#[inline(always)]
+fn is_due6<F: Frame + ?Sized>(frame: &F) -> bool {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const DESTINATION: u8 = 60;
+    const REDIRECT: u8 = 137;
+    let Some(ip) = Ip6::read(frame) else {
+        return false;
+    };
+    let (mut next, mut offset) = (ip.next_header, L4_V6);
+    for _ in 0..MAX_EXTENSIONS {
+        let units = match next {
+            HOP_BY_HOP | ROUTING | DESTINATION => None,
+            FRAGMENT => Some(0),
+            protocol::ICMPV6 => {
+                return match frame.read::<[u8; 2]>(offset) {
+                    Some([kind, _]) => kind >= 128 && kind != REDIRECT,
+                    None => false,
+                };
+            }
+            _ => return true,
+        };
+        let Some([following, length, high, low]) = frame.read::<[u8; 4]>(offset) else {
+            return false;
+        };
+        if units.is_some() && u16::from_be_bytes([high, low]) >> 3 != 0 {
+            return false;
+        }
+        next = following;
+        offset += 8 + usize::from(units.unwrap_or(length)) * 8;
+    }
+    false
+}
+
+/// Where an error about the IPv4 packet of `frame` comes from: the address of the
+/// uplink that it came in on, or by which its sender is reached; all zero when the
+/// host has none. The host is told in the name of the machine, because it would not
+/// believe one of its own addresses.
+#[inline(always)]
+pub fn source4<F, T>(frame: &F, toward: Toward, ifindex: u32, tables: &T) -> Ipv4
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let Some(ip) = frame.read::<Ipv4Hdr>(L3) else {
+        return [0; 4];
+    };
+    let uplink = match toward {
+        Toward::Host => return ip.dst_addr,
+        Toward::Network => tables.uplink(ifindex),
+        Toward::Machine => match tables.route4(&ip.src_addr) {
+            Some(hop) => tables.uplink(hop.ifindex),
+            None => None,
+        },
+    };
+    let address = match uplink {
+        Some(uplink) => uplink.address4,
+        None => [0; 4],
+    };
+    if matches!(toward, Toward::Machine) && address == [0; 4] {
+        GATEWAY4
+    } else {
+        address
+    }
+}
+
+/// As [`source4`].
+#[inline(always)]
+pub fn source6<F, T>(frame: &F, toward: Toward, ifindex: u32, tables: &T) -> Words6
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let Some(ip) = Ip6::read(frame) else {
+        return [0; 2];
+    };
+    let uplink = match toward {
+        Toward::Host => return ip.destination,
+        Toward::Network => tables.uplink(ifindex),
+        Toward::Machine => match tables.route6(&ip.source) {
+            Some(hop) => tables.uplink(hop.ifindex),
+            None => None,
+        },
+    };
+    let address = match uplink {
+        Some(uplink) => words6(&uplink.address6),
+        None => [0; 2],
+    };
+    if matches!(toward, Toward::Machine) && address == [0; 2] {
+        words6(&GATEWAY6)
+    } else {
+        address
+    }
+}
+
+/// Time between two errors, or events, of an endpoint that has used up its burst.
+const INTERVAL: u64 = 10_000_000;
+/// How many may follow each other at once.
+const BURST: u64 = 50;
+
+/// Takes one from a token bucket of 100 a second and 50 at once, kept as the time at
+/// which it is full again; whether there was one. Two CPUs may take the same one.
+#[inline(always)]
+pub fn take(full_at: &mut u64, now: u64) -> bool {
+    let from = if *full_at < now { now } else { *full_at };
+    if from - now > INTERVAL * (BURST - 1) {
+        return false;
+    }
+    *full_at = from + INTERVAL;
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_lets_a_burst_through_and_then_a_steady_rate() {
+        let mut full_at = 0;
+        let start = 1_000_000_000_000;
+        let taken = (0..1_000).filter(|_| take(&mut full_at, start)).count();
+        assert_eq!(taken as u64, BURST);
+        let second = (1..=1_000_000u64)
+            .filter(|step| take(&mut full_at, start + step * 1_000))
+            .count();
+        assert_eq!(second, 100);
+        assert!(take(&mut full_at, start + 60_000_000_000));
+    }
+}

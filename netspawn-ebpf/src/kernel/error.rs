@@ -1,0 +1,242 @@
+//! Turns a dropped packet into the ICMP error about it, at tc.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_INC, BPF_CSUM_LEVEL_QUERY,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::generated::{
+        bpf_csum_level, bpf_csum_update, bpf_ktime_get_coarse_ns, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_pull_data,
+    },
+};
+use netspawn_ebpf::{
+    abi::{Owner, uplink_flag},
+    decide::error::{self, Toward},
+    rewrite::error::{HEADERS4, HEADERS6, error4, error6, quoted, quoted_when_filled},
+    tables::Tables as _,
+    verdict::{Error, Family},
+    wire::{Frame, Ip6, Ipv4Hdr, L3, Pod},
+};
+
+use super::{
+    maps::{BUDGETS, Maps},
+    packet::Packet,
+};
+
+/// Which error, about what, to whom, in one word: functions of programs take few
+/// arguments.
+pub const fn pack(error: Error, family: Family, toward: Toward) -> u32 {
+    error as u32 | (family as u32) << 8 | (toward as u32) << 16
+}
+
+const fn error_of(what: u32) -> Error {
+    match what & 0xff {
+        1 => Error::TimeExceeded,
+        2 => Error::TooBig,
+        3 => Error::HostUnreachable,
+        _ => Error::NoRoute,
+    }
+}
+
+const fn toward(what: u32) -> Toward {
+    match what >> 16 {
+        0 => Toward::Network,
+        1 => Toward::Host,
+        _ => Toward::Machine,
+    }
+}
+
+/// Makes the frame the error about itself, addressed to where it came from. Whether
+/// that was done: otherwise the frame is to be dropped, whatever is left of it.
+#[inline(never)]
+pub fn make(raw: *mut __sk_buff, what: u32, mtu: u32, id: Owner) -> bool {
+    let skb = Skb(raw);
+    if what >> 8 & 0xff == Family::V4 as u32 {
+        make4(&skb, what, mtu, id).is_some()
+    } else {
+        make6(&skb, what, mtu, id).is_some()
+    }
+}
+
+#[inline(always)]
+fn make4(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
+    let frame = skb.packet();
+    if !error::is_due(&frame, Family::V4) {
+        return None;
+    }
+    let source = error::source4(&frame, toward(what), skb.ifindex(), &Maps);
+    if source == [0; 4] || !in_budget(id) {
+        return None;
+    }
+    let ip = frame.read::<Ipv4Hdr>(L3)?;
+    let quote = skb.quote(Family::V4, u32::from(u16::from_be_bytes(ip.tot_len)));
+    let sum = skb.cut(Family::V4, what, quote)?;
+    skb.room(HEADERS4)?;
+    error4(
+        &mut skb.packet(),
+        error_of(what),
+        mtu,
+        source,
+        quote as usize,
+        sum,
+    )
+}
+
+#[inline(always)]
+fn make6(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
+    let frame = skb.packet();
+    if !error::is_due(&frame, Family::V6) {
+        return None;
+    }
+    let source = error::source6(&frame, toward(what), skb.ifindex(), &Maps);
+    if source == [0; 2] || !in_budget(id) {
+        return None;
+    }
+    let ip = Ip6::read(&frame)?;
+    let quote = skb.quote(Family::V6, u32::from(ip.payload) + 40);
+    let sum = skb.cut(Family::V6, what, quote)?;
+    skb.room(HEADERS6)?;
+    error6(
+        &mut skb.packet(),
+        error_of(what),
+        mtu,
+        source,
+        quote as usize,
+        sum,
+    )
+}
+
+#[inline(always)]
+fn in_budget(id: Owner) -> bool {
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    match BUDGETS.get_ptr_mut(id) {
+        // SAFETY: the entry is in the map for as long as the map lives; two CPUs
+        // that take the same token let one error too many through.
+        Some(budget) => error::take(unsafe { &mut (*budget).errors }, now),
+        None => false,
+    }
+}
+
+/// What is done to the skb on the way.
+struct Skb(*mut __sk_buff);
+
+/// Reads with pointers taken afresh each time: in a loop over one view LLVM works
+/// out how far it may go, by arithmetic that the verifier forbids.
+impl Frame for Skb {
+    #[inline(always)]
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        // SAFETY: the context is valid for the whole run of the program.
+        let (data, end) = unsafe {
+            (
+                (&raw const (*self.0).data).read_volatile(),
+                (&raw const (*self.0).data_end).read_volatile(),
+            )
+        };
+        Packet::new(data as usize, end as usize).read(offset)
+    }
+}
+
+impl Skb {
+    #[inline(always)]
+    fn packet(&self) -> Packet {
+        // SAFETY: the context is valid for the whole run of the program.
+        unsafe { Packet::new((*self.0).data as usize, (*self.0).data_end as usize) }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// Bytes of the packet that are quoted. A super-packet is always cut, because
+    /// that is what makes it an ordinary one.
+    #[inline(always)]
+    fn quote(&self, family: Family, length: u32) -> u32 {
+        // SAFETY: as above.
+        let segmented = unsafe { (*self.0).gso_size } != 0;
+        let there = self.length() - L3 as u32;
+        let there = if segmented { there - 8 } else { there };
+        error::quote_length(family, length, there)
+    }
+
+    /// Cuts the frame to the quote, and returns its sum.
+    #[inline(always)]
+    fn cut(&self, family: Family, what: u32, quote: u32) -> Option<u64> {
+        let partial = self.is_partial();
+        let filled = partial && matches!(toward(what), Toward::Network) && self.fills_checksums();
+        let filled = if filled {
+            quoted_when_filled(&self.packet(), family)
+        } else {
+            None
+        };
+        self.resize(L3 as u32 + quote)?;
+        let sum = match filled {
+            Some(sum) => sum,
+            None => {
+                // Zeros add nothing to the sum.
+                let padded = (quote & !7) + 8;
+                self.resize(L3 as u32 + padded)?;
+                // SAFETY: the context is valid; packet pointers are taken afresh.
+                unsafe { bpf_skb_pull_data(self.0, self.length()) };
+                let sum = quoted(self, padded as usize)?;
+                self.resize(L3 as u32 + quote)?;
+                sum
+            }
+        };
+        Some(sum)
+    }
+
+    #[inline(always)]
+    fn fills_checksums(&self) -> bool {
+        match Maps.uplink(self.ifindex()) {
+            Some(uplink) => uplink.flags & uplink_flag::FILLS_CHECKSUMS != 0,
+            None => false,
+        }
+    }
+
+    /// Whether the transport checksum is left to the device (`CHECKSUM_PARTIAL`),
+    /// which nothing tells a program: it is what none of the other three is.
+    #[inline(always)]
+    fn is_partial(&self) -> bool {
+        // SAFETY: the context is valid; the helpers change no packet data.
+        unsafe {
+            if bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 {
+                return false;
+            }
+            // Succeeds for CHECKSUM_COMPLETE alone.
+            if bpf_csum_update(self.0, 0) >= 0 {
+                return false;
+            }
+            // Makes CHECKSUM_NONE a checksum that is known to be right.
+            if bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_INC)) >= 0 {
+                bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_DEC));
+                return false;
+            }
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn resize(&self, length: u32) -> Option<()> {
+        // SAFETY: the context is valid; packet pointers are taken afresh.
+        let result = unsafe { bpf_skb_change_tail(self.0, length, 0) };
+        (result == 0).then_some(())
+    }
+
+    /// Makes room behind the Ethernet header.
+    #[inline(always)]
+    fn room(&self, bytes: usize) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe { bpf_skb_adjust_room(self.0, bytes as i32, BPF_ADJ_ROOM_MAC, 0) };
+        (result == 0).then_some(())
+    }
+}

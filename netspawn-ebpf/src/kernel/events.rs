@@ -1,0 +1,53 @@
+//! Tells the agent of frames that somebody should not have sent.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use netspawn_ebpf::{
+    abi::{Event, NOBODY, Owner, SNAP_LEN},
+    decide::error::take,
+    verdict::Reason,
+    wire::Frame as _,
+};
+
+use super::{
+    maps::{BUDGETS, EVENTS},
+    packet::Packet,
+};
+
+/// Tells of a frame, unless its endpoint has caused too many events already. Lost
+/// where nobody reads them.
+#[inline(always)]
+pub fn tell(reason: Reason, endpoint: Owner, ifindex: u32, length: u32, frame: &Packet) {
+    if !reason.is_told() || endpoint == NOBODY {
+        return;
+    }
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let Some(budget) = BUDGETS.get_ptr_mut(endpoint) else {
+        return;
+    };
+    // SAFETY: the entry is in the map for as long as the map lives; two CPUs that
+    // take the same token let one event too many through.
+    if !take(unsafe { &mut (*budget).events }, now) {
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
+        return;
+    };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the entry is of that type, and ours until it is submitted; every field
+    // is written.
+    unsafe {
+        (*event).time = now;
+        (*event).reason = reason as u32;
+        (*event).endpoint = endpoint;
+        (*event).ifindex = ifindex;
+        (*event).length = length;
+        let words = (&raw mut (*event).frame).cast::<u16>();
+        for word in 0..SNAP_LEN / 2 {
+            words
+                .add(word)
+                .write(frame.read::<u16>(word * 2).unwrap_or(0));
+        }
+    }
+    entry.submit(0);
+}
