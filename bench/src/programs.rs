@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuHashMap, lpm_trie::Key,
+        Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key,
         xdp::DevMapHash,
     },
     programs::{Program, TcAttachType},
@@ -20,7 +20,10 @@ use netspawn_ebpf::{
     verdict::Reason,
     wire::{Ipv4, Ipv6},
 };
-use netspawn_user::datapath::object::{self, Sizes};
+use netspawn_user::datapath::{
+    events::{self, Report},
+    object::{self, Sizes},
+};
 
 use crate::bpf::{self, Trampoline};
 pub use crate::bpf::{Context, Kind, Run};
@@ -132,6 +135,13 @@ impl Programs {
     pub fn settings(&mut self, settings: Settings) -> Result<()> {
         let mut map: Array<&mut MapData, Value<Settings>> = open!(self, map::SETTINGS);
         Ok(map.set(0, Value(settings), 0)?)
+    }
+
+    /// What the programs have told since this was last asked.
+    pub fn reports(&mut self) -> Result<Vec<Report>> {
+        let map = self.ebpf.map_mut(map::EVENTS).context("no ring buffer")?;
+        let mut ring = RingBuf::try_from(map)?;
+        Ok(events::take(&mut ring))
     }
 
     /// Lets every endpoint cause errors and events again.

@@ -249,8 +249,8 @@ pub struct Budget {
     pub events: u64,
 }
 
-/// Bytes of the frame in an [`Event`].
-pub const SNAP_LEN: usize = 64;
+/// Bytes of the frame in an [`Event`]: an advertisement with its option, and more.
+pub const SNAP_LEN: usize = 96;
 /// Bytes of [`map::EVENTS`].
 pub const EVENTS_SIZE: u32 = 1 << 18;
 
@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(size_of::<Uplink>(), 32);
         assert_eq!(offset_of!(Uplink, address6), 16);
         assert_eq!(size_of::<Budget>(), 16);
-        assert_eq!(size_of::<Event>(), 88);
+        assert_eq!(size_of::<Event>(), 120);
         assert_eq!(offset_of!(Event, frame), 24);
         assert_eq!(size_of::<NextHop>(), 32);
         assert_eq!(offset_of!(NextHop, src_mac), 20);

@@ -21,6 +21,14 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Tc => "tc",
+            Mode::Xdp => "xdp",
+        }
+    }
+
     /// The words for `attach`, with the lab's uplink.
     pub const fn attach(self) -> &'static str {
         match self {

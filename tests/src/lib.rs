@@ -54,6 +54,7 @@ mod cmd;
 mod lab;
 mod ns;
 mod nspawn;
+pub mod protocol;
 mod snapshot;
 mod traffic;
 mod workdir;

@@ -7,6 +7,7 @@ mod ci;
 mod demo;
 mod ebpf;
 mod lab;
+mod protocol;
 mod run;
 mod setup;
 mod test;

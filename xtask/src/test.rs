@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, target_dir},
     ci::{self, cargo},
+    protocol,
     run::{read, show, step},
     setup,
 };
@@ -31,6 +32,7 @@ pub fn run(args: Args) -> Result<()> {
         bail!("no suite `{unknown}`: there are {}", known.join(", "));
     }
     let mut failed = Vec::new();
+    let whole = args.suites.is_empty();
     let suites = if args.suites.is_empty() {
         // A failed check does not hide what the tests say.
         if let Err(error) = ci::checks(toolchain.as_ref()) {
@@ -42,12 +44,17 @@ pub fn run(args: Args) -> Result<()> {
         args.suites
     };
     build::programs(false)?;
+    protocol::start()?;
     for suite in suites {
         step(format_args!("suite {suite}"));
         if let Err(error) = run_suite(&suite) {
             eprintln!("error: {error:#}");
             failed.push(suite);
         }
+    }
+    if whole && let Err(error) = protocol::finish() {
+        eprintln!("error: {error:#}");
+        failed.push("protocol".to_owned());
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
@@ -61,7 +68,8 @@ fn run_suite(suite: &str) -> Result<()> {
     command
         .args(["test", "--no-fail-fast"])
         // The suites start the program that `build::programs` made.
-        .env("NETSPAWN_XDP", target_dir().join("debug/netspawn-xdp"));
+        .env("NETSPAWN_XDP", target_dir().join("debug/netspawn-xdp"))
+        .env("NETSPAWN_PROTOCOL", protocol::record());
     if suite == HOST {
         command.args(["--workspace", "--exclude", "netspawn-tests"]);
     } else {

@@ -1,6 +1,7 @@
 //! The data plane in the kernel.
 pub mod attach;
 mod batch;
+pub mod events;
 pub mod maps;
 pub mod object;
 pub mod pins;

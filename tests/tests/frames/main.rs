@@ -111,62 +111,62 @@ fn refused_by_test_run(row: &Row) -> bool {
     row.frame.len() < 14 + header
 }
 
-fn tc(rows: Vec<Row>) {
+fn tc(test: &str, rows: Vec<Row>) {
     let rows = rows.iter().filter(|row| !refused_by_test_run(row));
-    rig().check(rows.map(at_tc));
+    rig().check_rows(test, rows.map(at_tc));
 }
 
-fn xdp(rows: Vec<Row>) {
+fn xdp(test: &str, rows: Vec<Row>) {
     let rows = rows
         .iter()
         // XDP sees no super-packets.
         .filter(|row| row.at == At::Uplink && row.gso_size == 0);
-    rig().check(rows.map(at_xdp));
+    rig().check_rows(test, rows.map(at_xdp));
 }
 
 #[test]
 fn arp_rows_hold_at_tc() {
-    tc(rows::arp::rows());
+    tc("arp_rows_hold_at_tc", rows::arp::rows());
 }
 
 #[test]
 fn arp_rows_hold_at_xdp() {
-    xdp(rows::arp::rows());
+    xdp("arp_rows_hold_at_xdp", rows::arp::rows());
 }
 
 #[test]
 fn neighbor_discovery_rows_hold_at_tc() {
-    tc(rows::ndp::rows());
+    tc("neighbor_discovery_rows_hold_at_tc", rows::ndp::rows());
 }
 
 #[test]
 fn neighbor_discovery_rows_hold_at_xdp() {
-    xdp(rows::ndp::rows());
+    xdp("neighbor_discovery_rows_hold_at_xdp", rows::ndp::rows());
 }
 
 #[test]
 fn forwarding_rows_hold_at_tc() {
-    tc(rows::forward::rows());
+    tc("forwarding_rows_hold_at_tc", rows::forward::rows());
 }
 
 #[test]
 fn forwarding_rows_hold_at_xdp() {
-    xdp(rows::forward::rows());
+    xdp("forwarding_rows_hold_at_xdp", rows::forward::rows());
 }
 
 #[test]
 fn error_rows_hold_at_tc() {
-    tc(rows::errors::rows());
+    tc("error_rows_hold_at_tc", rows::errors::rows());
 }
 
 #[test]
 fn error_rows_hold_at_xdp() {
-    xdp(rows::errors::rows());
+    xdp("error_rows_hold_at_xdp", rows::errors::rows());
 }
 
 #[test]
 fn guard_rows_hold_at_tc() {
-    tc(rows::guard::rows());
+    tc("guard_rows_hold_at_tc", rows::guard::rows());
 }
 
 /// The host's own answer or a machine's packet to the host, on its second way through.
@@ -198,6 +198,55 @@ fn marks_of_others_are_kept() {
     case.mark_in = 0x1234;
     case.mark = 0x1234;
     rig().check([case]);
+}
+
+/// Frames that somebody should not have sent, with whom they concern.
+fn told() -> Vec<(Row, Hook)> {
+    let rows = [rows::arp::rows(), rows::ndp::rows(), rows::guard::rows()].concat();
+    let rows = rows.into_iter().filter(|row| row.reason.is_told());
+    rows.filter(|row| row.machine != NOBODY && row.policy == 0 && row.vlan.is_none())
+        .flat_map(|row| match row.at {
+            At::Uplink => vec![(row.clone(), Hook::UplinkIngress), (row, Hook::UplinkXdp)],
+            At::Host => vec![(row, Hook::UplinkEgress)],
+            At::Port(_) => vec![(row, Hook::PortIngress)],
+        })
+        // What XDP passes is told by tc.
+        .filter(|(row, hook)| *hook != Hook::UplinkXdp || row.reason.kind() == Kind::Drop)
+        .filter(|(row, _)| !refused_by_test_run(row))
+        .collect()
+}
+
+#[test]
+fn what_should_not_be_sent_is_told_once() {
+    let cases = told();
+    assert!(cases.len() > 20, "{}", cases.len());
+    for (row, hook) in cases {
+        let reports = rig().reports(&row, hook, 1);
+        let [report] = &reports[..] else {
+            panic!("{} ({}): {reports:?}", row.name, hook.name());
+        };
+        assert_eq!(report.reason, row.reason, "{}", row.name);
+        assert_eq!(report.endpoint, row.machine, "{}", row.name);
+        assert_eq!(report.mac[..], row.frame[6..12], "{}", row.name);
+    }
+}
+
+#[test]
+fn flood_is_told_fifty_times_at_once() {
+    let (row, hook) = told().pop().expect("there are some");
+    let reports = rig().reports(&row, hook, 400).len();
+    // A token comes back every 10 ms while the flood lasts.
+    assert!((50..100).contains(&reports), "{reports}");
+}
+
+#[test]
+fn what_may_be_sent_is_not_told() {
+    let rows = [rows::arp::rows(), rows::forward::rows()].concat();
+    let row = rows
+        .iter()
+        .find(|row| row.name.starts_with("F1"))
+        .expect("there is one");
+    assert_eq!(rig().reports(row, Hook::UplinkIngress, 1), []);
 }
 
 /// An interface that is no uplink (any more) is none of ours.

@@ -14,8 +14,8 @@ use netspawn_ebpf::{
     abi::{NOBODY, Owner, Traffic},
     verdict::{Kind, Reason},
 };
-use netspawn_tests::require_root;
-use netspawn_user::datapath::object::Sizes;
+use netspawn_tests::{protocol, require_root};
+use netspawn_user::datapath::{events::Report, object::Sizes};
 
 use crate::rows::{At, Row, world};
 
@@ -128,13 +128,44 @@ impl Rig {
             .expect("there is room for it");
     }
 
+    /// Runs the cases of a test that stand for rows of the protocol, and records which.
+    pub fn check_rows(&mut self, test: &str, cases: impl IntoIterator<Item = Case>) {
+        let test = format!("frames::{test}");
+        let rows = cases.into_iter().map(|case| {
+            let row = case.name.split(' ').next().unwrap_or_default();
+            let mode = match case.hook.kind() {
+                programs::Kind::Tc => "tc",
+                programs::Kind::Xdp => "xdp",
+            };
+            (Some((row.to_owned(), mode)), case)
+        });
+        self.check_all(rows, |(row, mode), passed| {
+            let mut chars = row.chars();
+            let letter = chars.next().is_some_and(|first| first.is_ascii_uppercase());
+            if letter && chars.next().is_some_and(|second| second.is_ascii_digit()) {
+                protocol::record(row, mode, &test, passed);
+            }
+        });
+    }
+
     /// Runs all cases; then fails if any had a fault, naming each.
     pub fn check(&mut self, cases: impl IntoIterator<Item = Case>) {
+        self.check_all(cases.into_iter().map(|case| (None::<()>, case)), |(), _| {});
+    }
+
+    fn check_all<R>(
+        &mut self,
+        cases: impl IntoIterator<Item = (Option<R>, Case)>,
+        mut tell: impl FnMut(&R, bool),
+    ) {
         let mut report = String::new();
         let (mut count, mut failed) = (0, 0);
-        for case in cases {
+        for (row, case) in cases {
             count += 1;
             let faults = self.faults(&case).expect("the kernel runs the program");
+            if let Some(row) = &row {
+                tell(row, faults.is_empty());
+            }
             if !faults.is_empty() {
                 failed += 1;
                 let _ = write!(report, "\n{} ({}):{faults}", case.name, case.hook.name());
@@ -142,6 +173,24 @@ impl Rig {
         }
         assert!(count > 0, "no cases");
         assert!(failed == 0, "{failed} of {count} cases failed{report}");
+    }
+
+    /// What the programs tell of a frame run so many times.
+    pub fn reports(&mut self, row: &Row, hook: Hook, times: u32) -> Vec<Report> {
+        let port = match row.at {
+            At::Port(id) => Some(id),
+            At::Uplink | At::Host => None,
+        };
+        let mut run = || -> Result<Vec<Report>> {
+            self.programs.refill_budgets()?;
+            self.programs.port(IFINDEX, port)?;
+            self.programs.reports()?;
+            for _ in 0..times {
+                self.programs.run(hook, &row.frame, Context::default())?;
+            }
+            self.programs.reports()
+        };
+        run().expect("the kernel runs the program")
     }
 
     fn counters(&self) -> Result<Counters> {
