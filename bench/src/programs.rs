@@ -137,6 +137,30 @@ impl Programs {
         Ok(map.set(0, Value(settings), 0)?)
     }
 
+    /// Lets endpoints send from prefixes that they do not own.
+    pub fn sources4(&mut self, sources: &[(Owner, Ipv4, u32)]) -> Result<()> {
+        let mut map: LpmTrie<&mut MapData, [u8; 8], u8> = open!(self, map::SOURCES4);
+        for (id, net, length) in sources {
+            let mut key = [0; 8];
+            key[..4].copy_from_slice(&id.to_be_bytes());
+            key[4..].copy_from_slice(net);
+            map.insert(&Key::new(32 + length, key), 1, 0)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Programs::sources4`].
+    pub fn sources6(&mut self, sources: &[(Owner, Ipv6, u32)]) -> Result<()> {
+        let mut map: LpmTrie<&mut MapData, [u8; 20], u8> = open!(self, map::SOURCES6);
+        for (id, net, length) in sources {
+            let mut key = [0; 20];
+            key[..4].copy_from_slice(&id.to_be_bytes());
+            key[4..].copy_from_slice(net);
+            map.insert(&Key::new(32 + length, key), 1, 0)?;
+        }
+        Ok(())
+    }
+
     /// What the programs have told since this was last asked.
     pub fn reports(&mut self) -> Result<Vec<Report>> {
         let map = self.ebpf.map_mut(map::EVENTS).context("no ring buffer")?;

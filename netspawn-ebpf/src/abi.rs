@@ -20,6 +20,11 @@ pub mod map {
     pub const PREFIXES4: &str = "prefixes4";
     /// LPM trie: IPv6 prefixes shorter than 128 to [`super::Owner`].
     pub const PREFIXES6: &str = "prefixes6";
+    /// LPM trie: endpoint id (4 bytes, big-endian) and IPv4 prefix that it may send
+    /// from without owning it, to 1.
+    pub const SOURCES4: &str = "sources4";
+    /// As [`SOURCES4`], for IPv6.
+    pub const SOURCES6: &str = "sources6";
     /// Array: endpoint id to [`super::EndpointEntry`].
     pub const ENDPOINTS: &str = "endpoints";
     /// Hash: ifindex of a port (u32) to endpoint id (u32).
@@ -48,9 +53,9 @@ pub mod map {
     pub const XDP_PORTS: &str = "xdp_ports";
 
     /// Every map of this version.
-    pub const ALL: [&str; 17] = [
-        ADDRS4, ADDRS6, PREFIXES4, PREFIXES6, ENDPOINTS, PORTS, UPLINKS, ROUTES4, ROUTES6,
-        NEXTHOPS, SETTINGS, COUNTS, TRAFFIC, DROPS, BUDGETS, EVENTS, XDP_PORTS,
+    pub const ALL: [&str; 19] = [
+        ADDRS4, ADDRS6, PREFIXES4, PREFIXES6, SOURCES4, SOURCES6, ENDPOINTS, PORTS, UPLINKS,
+        ROUTES4, ROUTES6, NEXTHOPS, SETTINGS, COUNTS, TRAFFIC, DROPS, BUDGETS, EVENTS, XDP_PORTS,
     ];
 }
 
@@ -108,6 +113,9 @@ pub mod endpoint_flag {
     /// The machine's end takes XDP frames (NAPI is on), so that XDP may
     /// forward to it.
     pub const XDP: u32 = 1 << 3;
+    /// The machine has entries in [`super::map::SOURCES4`] or
+    /// [`super::map::SOURCES6`].
+    pub const SOURCES: u32 = 1 << 4;
 }
 
 /// What the programs need to know of one machine's attachment.

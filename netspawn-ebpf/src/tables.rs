@@ -15,6 +15,10 @@ pub trait Tables {
     fn owner4(&self, address: &Ipv4) -> Owner;
     /// As [`Tables::owner4`].
     fn owner6(&self, address: &Words6) -> Owner;
+    /// Whether an endpoint may send from an address that it does not own.
+    fn may_send4(&self, id: Owner, address: &Ipv4) -> bool;
+    /// As [`Tables::may_send4`].
+    fn may_send6(&self, id: Owner, address: &Words6) -> bool;
     /// The endpoint with that id.
     fn endpoint(&self, id: Owner) -> Option<&Endpoint>;
     /// The uplink with that ifindex.

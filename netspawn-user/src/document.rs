@@ -188,6 +188,15 @@ impl<'t> Document<'t> {
         self.check(field, value.span(), check(number))
     }
 
+    /// A boolean.
+    pub fn boolean(&mut self, field: &str, value: &Value<'_>, example: &str) -> Option<bool> {
+        let boolean = value.get_ref().as_bool();
+        if boolean.is_none() {
+            self.expected(field, value, "true or false", example);
+        }
+        boolean
+    }
+
     /// A list of strings, each through `check`; not empty, nothing twice.
     pub fn strings<T: Ord + Clone>(
         &mut self,

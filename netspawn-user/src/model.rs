@@ -51,6 +51,10 @@ pub struct Declaration {
     pub mac: Option<Mac>,
     /// 802.1Q id on the uplink, 1 to 4094.
     pub vlan: Option<u16>,
+    /// Whether it may send from any link-layer address, as a bridge does.
+    pub any_mac: bool,
+    /// Prefixes that it may send from without owning them, as a router does.
+    pub sources: Vec<IpNet>,
 }
 
 /// The other end of a veth.

@@ -25,6 +25,8 @@ pub struct State {
     pub uplinks: BTreeMap<u32, Uplink>,
     /// The four address maps; [`address_map`] says which one a prefix is in.
     pub addresses: BTreeMap<IpNet, Owner>,
+    /// [`map::SOURCES4`] and [`map::SOURCES6`]: endpoint id and prefix.
+    pub sources: BTreeSet<(u32, IpNet)>,
     /// [`map::ROUTES4`] and [`map::ROUTES6`]: index of the next hop.
     pub routes: BTreeMap<IpNet, u32>,
     /// [`map::NEXTHOPS`]: entries that are not all zero, by index.
@@ -82,6 +84,12 @@ impl State {
             }
             Op::RemoveAddress { prefix } => {
                 self.addresses.remove(prefix);
+            }
+            Op::AddSource { id, prefix } => {
+                self.sources.insert((*id, *prefix));
+            }
+            Op::RemoveSource { id, prefix } => {
+                self.sources.remove(&(*id, *prefix));
             }
         }
     }
@@ -200,6 +208,20 @@ pub enum Op {
         /// The prefix; see [`address_map`].
         prefix: IpNet,
     },
+    /// Lets an endpoint send from a prefix.
+    AddSource {
+        /// Endpoint id.
+        id: u32,
+        /// The prefix.
+        prefix: IpNet,
+    },
+    /// Lets it no longer.
+    RemoveSource {
+        /// Endpoint id.
+        id: u32,
+        /// The prefix.
+        prefix: IpNet,
+    },
 }
 
 /// The steps from `current` to `desired`, make before break: an endpoint
@@ -245,6 +267,15 @@ pub fn plan(current: &State, desired: &State) -> Vec<Op> {
         .collect();
     let mut addresses = current.addresses.clone();
     let mut ports = current.ports.clone();
+    // What a machine may do no longer ends before what another may do begins.
+    let withdrawn = current
+        .sources
+        .iter()
+        .filter(|source| handed.contains(&source.0) || !desired.sources.contains(source));
+    ops.extend(withdrawn.map(|(id, prefix)| Op::RemoveSource {
+        id: *id,
+        prefix: *prefix,
+    }));
     if !handed.is_empty() {
         addresses.retain(|prefix, owner| {
             let keep = !handed.contains(owner);
@@ -278,6 +309,14 @@ pub fn plan(current: &State, desired: &State) -> Vec<Op> {
             entry: Box::new(entry),
         });
     }
+    let granted = desired
+        .sources
+        .iter()
+        .filter(|source| handed.contains(&source.0) || !current.sources.contains(source));
+    ops.extend(granted.map(|(id, prefix)| Op::AddSource {
+        id: *id,
+        prefix: *prefix,
+    }));
     for (ifindex, id) in changed(&ports, &desired.ports) {
         ops.push(Op::SetPort { ifindex, id });
     }
@@ -458,6 +497,12 @@ impl Op {
                 format!("address {prefix}: {}", names.machine(*owner))
             }
             Op::RemoveAddress { prefix } => format!("address {prefix}: remove"),
+            Op::AddSource { id, prefix } => {
+                format!("source {prefix}: allow to {}", names.machine(*id))
+            }
+            Op::RemoveSource { id, prefix } => {
+                format!("source {prefix}: deny to {}", names.machine(*id))
+            }
         }
     }
 }
@@ -505,45 +550,52 @@ mod tests {
             btree_map(0u8..20, any::<prop::sample::Index>(), 0..15),
             btree_map(0u32..4, 1u32..4, 0..4),
             btree_map(0u8..20, any::<prop::sample::Index>(), 0..8),
-            0u32..4,
+            (
+                0u32..4,
+                btree_map(0u8..9, any::<prop::sample::Index>(), 0..6),
+            ),
         )
-            .prop_map(|(endpoints, ports, addresses, nexthops, routes, policy)| {
-                let mut state = State::default();
-                let mut names = BTreeSet::new();
-                for (id, (name, flags, ifindex)) in endpoints {
-                    if names.insert(name) {
-                        state.endpoints.insert(id, entry(name, flags, ifindex));
+            .prop_map(
+                |(endpoints, ports, addresses, nexthops, routes, (policy, sources))| {
+                    let mut state = State::default();
+                    let mut names = BTreeSet::new();
+                    for (id, (name, flags, ifindex)) in endpoints {
+                        if names.insert(name) {
+                            state.endpoints.insert(id, entry(name, flags, ifindex));
+                        }
                     }
-                }
-                let ids: Vec<u32> = state.endpoints.keys().copied().collect();
-                if !ids.is_empty() {
-                    state.ports = ports.into_iter().map(|(k, i)| (k, *i.get(&ids))).collect();
-                }
-                let owners: Vec<u32> = ids.into_iter().chain([HOST]).collect();
-                state.addresses = addresses
-                    .into_iter()
-                    .map(|(n, i)| (prefix(n), *i.get(&owners)))
-                    .collect();
-                state.nexthops = nexthops
-                    .into_iter()
-                    .map(|(index, ifindex)| {
-                        let hop = NextHop {
-                            ifindex,
-                            ..NextHop::default()
-                        };
-                        (index, hop)
-                    })
-                    .collect();
-                let hops: Vec<u32> = state.nexthops.keys().copied().collect();
-                if !hops.is_empty() {
-                    state.routes = routes
+                    let ids: Vec<u32> = state.endpoints.keys().copied().collect();
+                    if !ids.is_empty() {
+                        state.ports = ports.into_iter().map(|(k, i)| (k, *i.get(&ids))).collect();
+                        let sources = sources.into_iter();
+                        state.sources = sources.map(|(n, i)| (*i.get(&ids), prefix(n))).collect();
+                    }
+                    let owners: Vec<u32> = ids.into_iter().chain([HOST]).collect();
+                    state.addresses = addresses
                         .into_iter()
-                        .map(|(n, i)| (prefix(n), *i.get(&hops)))
+                        .map(|(n, i)| (prefix(n), *i.get(&owners)))
                         .collect();
-                }
-                state.settings.flags = trie_flags(state.addresses.keys()) | policy << 2;
-                state
-            })
+                    state.nexthops = nexthops
+                        .into_iter()
+                        .map(|(index, ifindex)| {
+                            let hop = NextHop {
+                                ifindex,
+                                ..NextHop::default()
+                            };
+                            (index, hop)
+                        })
+                        .collect();
+                    let hops: Vec<u32> = state.nexthops.keys().copied().collect();
+                    if !hops.is_empty() {
+                        state.routes = routes
+                            .into_iter()
+                            .map(|(n, i)| (prefix(n), *i.get(&hops)))
+                            .collect();
+                    }
+                    state.settings.flags = trie_flags(state.addresses.keys()) | policy << 2;
+                    state
+                },
+            )
     }
 
     fn owner(state: &State, prefix: &IpNet) -> Option<String> {
@@ -555,6 +607,15 @@ mod tests {
                 "host".to_owned()
             }
         })
+    }
+
+    /// Who may send from where, by name.
+    fn senders(state: &State) -> BTreeSet<(String, IpNet)> {
+        let named = |(id, prefix): &(u32, IpNet)| {
+            let entry = state.endpoints.get(id)?;
+            Some((text(&entry.name), *prefix))
+        };
+        state.sources.iter().filter_map(named).collect()
     }
 
     proptest! {
@@ -573,6 +634,13 @@ mod tests {
                     prop_assert!(
                         owner == self::owner(&current, prefix) || owner == self::owner(&desired, prefix),
                         "{} belongs to {:?} after {}", prefix, owner, op
+                    );
+                }
+                let (old, new) = (senders(&current), senders(&desired));
+                for sender in senders(&now) {
+                    prop_assert!(
+                        old.contains(&sender) || new.contains(&sender),
+                        "{:?} may send after {}", sender, op
                     );
                 }
                 for (port, id) in &now.ports {

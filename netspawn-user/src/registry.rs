@@ -203,6 +203,8 @@ impl<'a> Resolver<'a> {
             let entry = self.entry(candidate, &tenants, &link_locals);
             if let Some(id) = candidate.id {
                 state.endpoints.insert(id, entry);
+                let sources = candidate.declaration.sources.iter();
+                state.sources.extend(sources.map(|prefix| (id, *prefix)));
                 if entry.forward.ifindex != 0 {
                     state.ports.insert(entry.forward.ifindex, id);
                 }
@@ -273,6 +275,13 @@ impl<'a> Resolver<'a> {
                     tenant: Some(plan::text(&entry.tenant)).filter(|tenant| !tenant.is_empty()),
                     mac: None,
                     vlan: Some(entry.forward.vlan).filter(|vlan| *vlan != 0),
+                    any_mac: entry.forward.flags & endpoint_flag::ANY_MAC != 0,
+                    sources: held
+                        .sources
+                        .iter()
+                        .filter(|(owner, _)| owner == id)
+                        .map(|(_, net)| *net)
+                        .collect(),
                 },
             );
         }
@@ -706,6 +715,12 @@ impl<'a> Resolver<'a> {
         let peer_here = port.peer.is_some_and(|peer| peer.netnsid.is_none());
         if port.kind.as_deref() != Some("veth") || peer_here {
             forward.flags |= endpoint_flag::NO_PEER;
+        }
+        if candidate.declaration.any_mac {
+            forward.flags |= endpoint_flag::ANY_MAC;
+        }
+        if !candidate.declaration.sources.is_empty() {
+            forward.flags |= endpoint_flag::SOURCES;
         }
         if self.inputs.xdp_ports.contains(&port.ifindex) {
             forward.flags |= endpoint_flag::XDP;

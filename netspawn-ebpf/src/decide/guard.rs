@@ -56,6 +56,12 @@ fn to_host<'a, T: Tables>(id: Owner, back: Option<&'a NextHop>, tables: &T) -> V
     }
 }
 
+/// Whether the machine forwards packets of others, whose addresses it does not own.
+#[inline(always)]
+fn routes(endpoint: &Endpoint) -> bool {
+    endpoint.flags & endpoint_flag::SOURCES != 0
+}
+
 /// The way out for a packet that is nobody's here.
 #[inline(always)]
 fn next_hop(hop: Option<&NextHop>) -> Option<&NextHop> {
@@ -102,7 +108,9 @@ where
         }
         return Verdict::pass(Reason::DhcpClient);
     }
-    if tables.owner4(&ip.src_addr) != id {
+    if tables.owner4(&ip.src_addr) != id
+        && !(routes(endpoint) && tables.may_send4(id, &ip.src_addr))
+    {
         return drop(Reason::SpoofedSource);
     }
     if let Err(reason) = link_layer(eth, endpoint) {
@@ -190,7 +198,13 @@ where
         if nd != kind::SOLICITATION {
             return drop(Reason::Multicast);
         }
-    } else if !ndp::may_use(&ip.source, id, endpoint, tables) {
+    } else if !ndp::may_use(&ip.source, id, endpoint, tables)
+        // What it may send from, it may not claim.
+        && (!routes(endpoint)
+            || matches!(nd, kind::SOLICITATION | kind::ADVERTISEMENT)
+            || is_link_local6(&ip.source)
+            || !tables.may_send6(id, &ip.source))
+    {
         return drop(Reason::SpoofedSource);
     }
     if let Err(reason) = link_layer(eth, endpoint) {

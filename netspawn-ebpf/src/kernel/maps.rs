@@ -33,6 +33,12 @@ static PREFIXES4: LpmTrie<Key4, Owner> =
 #[map(name = "prefixes6")]
 static PREFIXES6: LpmTrie<TrieKey6, Owner> =
     LpmTrie::with_max_entries(DEFAULT_MAX_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map(name = "sources4")]
+static SOURCES4: LpmTrie<SourceKey4, u8> =
+    LpmTrie::with_max_entries(DEFAULT_MAX_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map(name = "sources6")]
+static SOURCES6: LpmTrie<SourceKey6, u8> =
+    LpmTrie::with_max_entries(DEFAULT_MAX_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map(name = "endpoints")]
 static ENDPOINTS: Array<EndpointEntry> = Array::with_max_entries(DEFAULT_MAX_MACHINES, 0);
 #[map(name = "ports")]
@@ -67,6 +73,11 @@ type Key4 = u32;
 /// Bytes of an IPv6 address with the alignment that they have behind a trie's
 /// prefix length.
 type TrieKey6 = [u32; 4];
+
+/// An endpoint id and an address.
+type SourceKey4 = [u32; 2];
+/// As [`SourceKey4`].
+type SourceKey6 = [u32; 5];
 
 /// The key of a look-up in a trie: a full-length prefix. The words are written
 /// one by one and in place, because LLVM would join those behind the length to
@@ -130,6 +141,29 @@ impl Tables for Maps {
             .get(trie_key6(&mut key, address))
             .copied()
             .unwrap_or(NOBODY)
+    }
+
+    #[inline(always)]
+    fn may_send4(&self, id: Owner, address: &Ipv4) -> bool {
+        let key = Key::new(64, [id.to_be(), key4(address)]);
+        SOURCES4.get(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn may_send6(&self, id: Owner, [low, high]: &Words6) -> bool {
+        let mut key = MaybeUninit::<Key<SourceKey6>>::uninit();
+        let words = key.as_mut_ptr().cast::<u32>();
+        // SAFETY: the key is six aligned words long; see `trie_key6`.
+        let key = unsafe {
+            write_volatile(words, 160);
+            write_volatile(words.add(1), id.to_be());
+            write_volatile(words.add(2), *low as u32);
+            write_volatile(words.add(3), (*low >> 32) as u32);
+            write_volatile(words.add(4), *high as u32);
+            write_volatile(words.add(5), (*high >> 32) as u32);
+            key.assume_init_ref()
+        };
+        SOURCES6.get(key).is_some()
     }
 
     #[inline(always)]

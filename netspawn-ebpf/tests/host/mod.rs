@@ -97,6 +97,26 @@ impl Tables for World {
         longest(&self.owners6, bytes6(address)).unwrap_or(NOBODY)
     }
 
+    fn may_send4(&self, id: Owner, address: &Ipv4) -> bool {
+        let sources = world::sources4()
+            .into_iter()
+            .filter(|(owner, ..)| *owner == id);
+        let sources: Vec<_> = sources
+            .map(|(owner, net, length)| (net, length, owner))
+            .collect();
+        longest(&sources, *address).is_some()
+    }
+
+    fn may_send6(&self, id: Owner, address: &Words6) -> bool {
+        let sources = world::sources6()
+            .into_iter()
+            .filter(|(owner, ..)| *owner == id);
+        let sources: Vec<_> = sources
+            .map(|(owner, net, length)| (net, length, owner))
+            .collect();
+        longest(&sources, bytes6(address)).is_some()
+    }
+
     fn endpoint(&self, id: Owner) -> Option<&Endpoint> {
         self.endpoints.get(&id)
     }

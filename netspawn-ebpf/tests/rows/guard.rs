@@ -37,6 +37,14 @@ fn to6(destination: Ipv6) -> Packet<Ipv6> {
     from6(ip6(WEB), destination)
 }
 
+fn routed4(source: Ipv4) -> Packet<Ipv4> {
+    packet(mac(BRIDGE), port_mac(BRIDGE), source, FAR4)
+}
+
+fn routed6(source: Ipv6) -> Packet<Ipv6> {
+    packet(mac(BRIDGE), port_mac(BRIDGE), source, FAR6)
+}
+
 fn drop4(name: &'static str, packet: Packet<Ipv4>, reason: Reason) -> Row {
     Row::drop(name, AT, packet.frame(), reason, WEB)
 }
@@ -204,6 +212,57 @@ fn source() -> Vec<Row> {
             ForwardedOut,
             netspawn_ebpf::abi::NOBODY,
             bridged.hop(UPLINK, ROUTER).frame(),
+        ),
+        Row::forward(
+            "G1 a source that the machine routes for",
+            At::Port(BRIDGE),
+            routed4(ROUTED4).frame(),
+            ForwardedOut,
+            netspawn_ebpf::abi::NOBODY,
+            routed4(ROUTED4).hop(UPLINK, ROUTER).frame(),
+        ),
+        Row::forward(
+            "G1 a source that the machine routes for, IPv6",
+            At::Port(BRIDGE),
+            routed6(ROUTED6).frame(),
+            ForwardedOut,
+            netspawn_ebpf::abi::NOBODY,
+            routed6(ROUTED6).hop(UPLINK, ROUTER).frame(),
+        ),
+        Row::drop(
+            "G1 a source that another machine routes for",
+            At::Port(BRIDGE),
+            routed4([10, 9, 0, 9]).frame(),
+            SpoofedSource,
+            BRIDGE,
+        ),
+        Row::drop(
+            "G1 a source that another machine routes for, IPv6",
+            At::Port(BRIDGE),
+            routed6([0xfd, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]).frame(),
+            SpoofedSource,
+            BRIDGE,
+        ),
+        Row::drop(
+            "P5 a claim to what the machine routes for",
+            At::Port(BRIDGE),
+            super::build::advertisement(
+                ROUTED6,
+                mac(BRIDGE),
+                netspawn_ebpf::wire::ndp::ALL_NODES,
+                netspawn_ebpf::wire::ndp::ALL_NODES_MAC,
+                netspawn_ebpf::wire::ndp::FLAG_OVERRIDE,
+            )
+            .frame(),
+            SpoofedSource,
+            BRIDGE,
+        ),
+        Row::drop(
+            "P5 a question from what the machine routes for",
+            At::Port(BRIDGE),
+            super::build::Arp::who_has(FREE4, mac(BRIDGE), ROUTED4).padded(0),
+            SpoofedSource,
+            BRIDGE,
         ),
         Row::drop(
             "the port is down for the data plane",

@@ -99,7 +99,8 @@ pub fn endpoint(id: Owner, ifindex: u32) -> Endpoint {
     };
     let own = match id {
         WEB | SMALL => endpoint_flag::XDP,
-        BRIDGE => endpoint_flag::ANY_MAC | endpoint_flag::NO_PEER,
+        BRIDGE => endpoint_flag::ANY_MAC | endpoint_flag::NO_PEER | endpoint_flag::SOURCES,
+        DB => endpoint_flag::SOURCES,
         _ => 0,
     };
     Endpoint {
@@ -147,6 +148,28 @@ pub fn prefixes6() -> Vec<(Ipv6, u32, Owner)> {
     all.push((prefix, 64, WEB));
     all.push((CARVED6, 128, DB));
     all
+}
+
+/// From where `BRIDGE` sends for others.
+pub const ROUTED4: Ipv4 = [10, 8, 0, 9];
+pub const ROUTED6: Ipv6 = [0xfd, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+
+/// IPv4 prefixes that machines send from without owning them.
+pub fn sources4() -> Vec<(Owner, Ipv4, u32)> {
+    vec![(BRIDGE, [10, 8, 0, 0], 24), (DB, [10, 9, 0, 0], 16)]
+}
+
+/// IPv6 prefixes.
+pub fn sources6() -> Vec<(Owner, Ipv6, u32)> {
+    let net = |address: Ipv6| {
+        let mut net = address;
+        net[15] = 0;
+        net
+    };
+    vec![
+        (BRIDGE, net(ROUTED6), 64),
+        (DB, [0xfd, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 64),
+    ]
 }
 
 /// The next hops, by index.

@@ -42,6 +42,8 @@ pub fn run(global: &Global, args: &AddArgs, plane: &dyn DataPlane) -> anyhow::Re
             tenant: args.tenant.clone(),
             mac: args.mac,
             vlan: args.vlan,
+            any_mac: false,
+            sources: Vec::new(),
         },
     )?;
     match plane.apply() {

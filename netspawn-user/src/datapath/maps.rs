@@ -65,6 +65,8 @@ pub struct Maps {
     addrs6: HashMap<MapData, [u8; 16], u32>,
     prefixes4: LpmTrie<MapData, [u8; 4], u32>,
     prefixes6: LpmTrie<MapData, [u8; 16], u32>,
+    sources4: LpmTrie<MapData, [u8; 8], u8>,
+    sources6: LpmTrie<MapData, [u8; 20], u8>,
     endpoints: Array<MapData, Endpoint>,
     ports: HashMap<MapData, u32, u32>,
     uplinks: HashMap<MapData, u32, Uplink>,
@@ -106,6 +108,34 @@ fn key6(net: &Ipv6Net) -> Key<[u8; 16]> {
     Key::new(u32::from(net.prefix_len()), net.network().octets())
 }
 
+/// A key of [`map::SOURCES4`] or [`map::SOURCES6`].
+fn source_key<const N: usize>(id: u32, prefix_len: u8, address: &[u8]) -> Key<[u8; N]> {
+    let mut data = [0; N];
+    data[..4].copy_from_slice(&id.to_be_bytes());
+    data[4..].copy_from_slice(address);
+    Key::new(32 + u32::from(prefix_len), data)
+}
+
+fn source4(id: u32, net: &Ipv4Net) -> Key<[u8; 8]> {
+    source_key(id, net.prefix_len(), &net.network().octets())
+}
+
+fn source6(id: u32, net: &Ipv6Net) -> Key<[u8; 20]> {
+    source_key(id, net.prefix_len(), &net.network().octets())
+}
+
+/// Endpoint id and prefix of such a key.
+fn source_of<const N: usize>(key: &Key<[u8; N]>) -> Option<(u32, IpNet)> {
+    let data = key.data();
+    let (id, address) = data.split_first_chunk::<4>()?;
+    let address = match <[u8; 4]>::try_from(address) {
+        Ok(address) => std::net::IpAddr::from(address),
+        Err(_) => std::net::IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+    };
+    let length = u8::try_from(key.prefix_len().checked_sub(32)?).ok()?;
+    Some((u32::from_be_bytes(*id), IpNet::new(address, length).ok()?))
+}
+
 fn net4(key: &Key<[u8; 4]>) -> Option<IpNet> {
     let length = u8::try_from(key.prefix_len()).ok()?;
     Some(Ipv4Net::new(key.data().into(), length).ok()?.into())
@@ -128,6 +158,8 @@ impl Maps {
             addrs6: open(folder, map::ADDRS6)?,
             prefixes4: open(folder, map::PREFIXES4)?,
             prefixes6: open(folder, map::PREFIXES6)?,
+            sources4: open(folder, map::SOURCES4)?,
+            sources6: open(folder, map::SOURCES6)?,
             endpoints: open(folder, map::ENDPOINTS)?,
             ports: open(folder, map::PORTS)?,
             uplinks: open(folder, map::UPLINKS)?,
@@ -180,6 +212,12 @@ impl Maps {
                 let (key, value) = entry?;
                 into.extend(net6(&key).map(|net| (net, value)));
             }
+        }
+        for entry in self.sources4.iter() {
+            state.sources.extend(source_of(&entry?.0));
+        }
+        for entry in self.sources6.iter() {
+            state.sources.extend(source_of(&entry?.0));
         }
         for (id, entry) in (0u32..).zip(self.endpoints.iter()) {
             let entry = entry?.0;
@@ -295,6 +333,14 @@ impl Maps {
                     (IpNet::V6(net), false) => self.prefixes6.insert(&key6(net), owner, 0),
                 }
             }
+            Op::AddSource { id, prefix } => match prefix {
+                IpNet::V4(net) => self.sources4.insert(&source4(*id, net), 1, 0),
+                IpNet::V6(net) => self.sources6.insert(&source6(*id, net), 1, 0),
+            },
+            Op::RemoveSource { id, prefix } => removed(match prefix {
+                IpNet::V4(net) => self.sources4.remove(&source4(*id, net)),
+                IpNet::V6(net) => self.sources6.remove(&source6(*id, net)),
+            }),
             Op::RemoveAddress { prefix } => {
                 let single = prefix.prefix_len() == prefix.max_prefix_len();
                 removed(match (prefix, single) {

@@ -33,12 +33,14 @@ impl Default for Sizes {
 
 impl Sizes {
     /// The maps whose size is a choice, with it.
-    fn by_map(self) -> [(&'static str, u32); 10] {
+    fn by_map(self) -> [(&'static str, u32); 12] {
         [
             (map::ADDRS4, self.addresses),
             (map::ADDRS6, self.addresses),
             (map::PREFIXES4, self.addresses),
             (map::PREFIXES6, self.addresses),
+            (map::SOURCES4, self.addresses),
+            (map::SOURCES6, self.addresses),
             (map::ENDPOINTS, self.machines),
             (map::PORTS, self.machines),
             (map::TRAFFIC, self.machines),

@@ -110,6 +110,8 @@ impl World {
             tenant: None,
             mac: None,
             vlan: None,
+            any_mac: false,
+            sources: Vec::new(),
         };
         let declarations = &mut self.snapshot.declarations;
         declarations.insert(name.to_owned(), declaration);

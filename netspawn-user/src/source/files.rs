@@ -27,7 +27,15 @@ use crate::{
     problem::{Fault, Problem},
 };
 
-const KNOWN: &[&str] = &["interface", "addresses", "tenant", "mac", "vlan"];
+const KNOWN: &[&str] = &[
+    "interface",
+    "addresses",
+    "tenant",
+    "mac",
+    "vlan",
+    "any-mac",
+    "sources",
+];
 
 fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
     let mut keys = Keys::default();
@@ -60,6 +68,13 @@ fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
             }
             "vlan" => {
                 keys.vlan = document.integer(field, value, "vlan = 30", fields::vlan);
+            }
+            "any-mac" => {
+                keys.any_mac = document.boolean(field, value, "any-mac = true");
+            }
+            "sources" => {
+                keys.sources =
+                    document.strings(field, value, "sources = [\"10.8.0.0/24\"]", fields::prefix);
             }
             _ => document.unknown(field, key.span(), field, KNOWN),
         }
@@ -187,6 +202,10 @@ struct Written<'a> {
     mac: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vlan: Option<u16>,
+    #[serde(rename = "any-mac", skip_serializing_if = "Option::is_none")]
+    any_mac: Option<bool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<String>,
 }
 
 /// An address as people write it: without the length that says it is one.
@@ -206,6 +225,8 @@ fn text_of(declaration: &Declaration) -> anyhow::Result<String> {
         tenant: declaration.tenant.as_deref(),
         mac: declaration.mac.map(|mac| DisplayMac(mac).to_string()),
         vlan: declaration.vlan,
+        any_mac: declaration.any_mac.then_some(true),
+        sources: declaration.sources.iter().map(shortest).collect(),
     })?;
     if !text.ends_with('\n') {
         text.push('\n');
@@ -351,7 +372,8 @@ mod tests {
 
     const FULL: &str = "interface = \"ve-web\"\n\
         addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]\n\
-        tenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n";
+        tenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n\
+        any-mac = true\nsources = [\"10.8.0.0/24\"]\n";
 
     #[test]
     fn every_key_is_read() {
@@ -373,6 +395,8 @@ mod tests {
                 tenant: Some("acme".to_owned()),
                 mac: Some([2, 0, 0, 0, 0, 5]),
                 vlan: Some(30),
+                any_mac: true,
+                sources: vec!["10.8.0.0/24".parse().unwrap()],
             }
         );
     }
@@ -585,7 +609,8 @@ mod tests {
         assert_eq!(
             fs::read_to_string(&path).unwrap(),
             "interface = \"ve-web\"\naddresses = [\n    \"203.0.113.2\",\n    \
-             \"2001:db8:1::/64\",\n]\ntenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n"
+             \"2001:db8:1::/64\",\n]\ntenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n\
+             any-mac = true\nsources = [\"10.8.0.0/24\"]\n"
         );
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
         web.source = SourceKind::Run;

@@ -24,6 +24,10 @@ pub struct Keys {
     pub mac: Option<Mac>,
     /// 802.1Q id on the uplink, 1 to 4094.
     pub vlan: Option<u16>,
+    /// Whether it may send from any link-layer address.
+    pub any_mac: Option<bool>,
+    /// Prefixes that it may send from without owning them.
+    pub sources: Option<Vec<IpNet>>,
 }
 
 impl Keys {
@@ -35,6 +39,8 @@ impl Keys {
             tenant: self.tenant.or(other.tenant),
             mac: self.mac.or(other.mac),
             vlan: self.vlan.or(other.vlan),
+            any_mac: self.any_mac.or(other.any_mac),
+            sources: self.sources.or(other.sources),
         }
     }
 }
@@ -154,5 +160,7 @@ fn declaration(name: &str, layers: Vec<Layer>) -> Result<Declaration, (SourceKin
         tenant: keys.tenant,
         mac: keys.mac,
         vlan: keys.vlan,
+        any_mac: keys.any_mac.unwrap_or_default(),
+        sources: keys.sources.unwrap_or_default(),
     })
 }

@@ -113,6 +113,8 @@ impl Rig {
         programs.xdp_port(IFINDEX)?;
         programs.owners4(&world::prefixes4())?;
         programs.owners6(&world::prefixes6())?;
+        programs.sources4(&world::sources4())?;
+        programs.sources6(&world::sources6())?;
         programs.nexthops(&world::nexthops())?;
         programs.routes4(&world::routes4())?;
         programs.routes6(&world::routes6())?;
