@@ -188,8 +188,12 @@ pub mod uplink_flag {
 pub mod nexthop_flag {
     /// `dst_mac` is known, and good until `deadline`.
     pub const RESOLVED: u32 = 1 << 0;
-    /// The route refuses (unreachable, blackhole, prohibit).
+    /// The route refuses (unreachable, blackhole, prohibit), or leads to what is not
+    /// an uplink.
     pub const REFUSED: u32 = 1 << 1;
+    /// Bits from here on: the 802.1Q id that the interface itself puts on frames, 0
+    /// for an uplink.
+    pub const VLAN_SHIFT: u32 = 16;
 }
 
 /// Where a route leads.
@@ -199,7 +203,7 @@ pub struct NextHop {
     /// `CLOCK_MONOTONIC` in nanoseconds after which `dst_mac` is not to be
     /// trusted; the agent renews it.
     pub deadline: u64,
-    /// ifindex of the uplink.
+    /// ifindex of the uplink, or of a VLAN interface on it.
     pub ifindex: u32,
     /// [`nexthop_flag`] bits.
     pub flags: u32,

@@ -51,6 +51,9 @@ fn to_host<'a, T: Tables>(id: Owner, back: Option<&'a NextHop>, tables: &T) -> V
         return Verdict::drop(Reason::HostDenied, id);
     }
     match back {
+        // The host has a route of its own to the machine, through this port or the
+        // bridge that the port is in: its stack expects the packet there.
+        Some(hop) if hop.flags & nexthop_flag::REFUSED != 0 => Verdict::pass(Reason::ForHost),
         Some(hop) => Verdict::to_host(id, hop),
         None => Verdict::drop(Reason::NoRoute, id),
     }
@@ -62,13 +65,29 @@ fn routes(endpoint: &Endpoint) -> bool {
     endpoint.flags & endpoint_flag::SOURCES != 0
 }
 
-/// The way out for a packet that is nobody's here.
+/// The way out for a packet that is nobody's here. A VLAN's own interface is a way for
+/// the machines of that VLAN alone, whom answers reach.
 #[inline(always)]
-fn next_hop(hop: Option<&NextHop>) -> Option<&NextHop> {
-    match hop {
-        Some(hop) if hop.flags & nexthop_flag::REFUSED == 0 => Some(hop),
-        _ => None,
+fn next_hop<'a>(hop: Option<&'a NextHop>, endpoint: &Endpoint) -> Option<&'a NextHop> {
+    let hop = hop?;
+    let vlan = hop.flags >> nexthop_flag::VLAN_SHIFT;
+    let refused = hop.flags & nexthop_flag::REFUSED != 0;
+    if refused || vlan != 0 && vlan != u32::from(endpoint.vlan) {
+        None
+    } else {
+        Some(hop)
     }
+}
+
+/// Whether a machine's packet for another may be sent to that one's own address: both
+/// were in one bridge before, and have not asked again.
+#[inline(always)]
+fn is_addressed(eth: &EthHdr, endpoint: &Endpoint, other: Option<&Endpoint>) -> bool {
+    eth.dst_addr == endpoint.port_mac
+        || match other {
+            Some(other) => eth.dst_addr == other.mac,
+            None => false,
+        }
 }
 
 /// Dropped because the host has no route there, or one that refuses.
@@ -122,13 +141,14 @@ where
     if is_multicast_mac(&eth.dst_addr) || ip.dst_addr[0] >= 224 {
         return drop(Reason::Multicast);
     }
-    if eth.dst_addr != endpoint.port_mac {
+    let owner = tables.owner4(&ip.dst_addr);
+    if !is_addressed(eth, endpoint, tables.endpoint(owner)) {
         return drop(Reason::WrongGateway);
     }
     let Some(ip) = Ipv4Hdr::sound(frame, meta) else {
         return drop(Reason::BadHeader);
     };
-    match tables.owner4(&ip.dst_addr) {
+    match owner {
         owner if owner == id => drop(Reason::OwnDestination),
         owner if is_machine(owner) => {
             let origin = Origin::Machine {
@@ -156,7 +176,7 @@ where
                 [169, 254, ..] => return drop(Reason::LinkLocal),
                 _ => {}
             }
-            let Some(hop) = next_hop(tables.route4(&ip.dst_addr)) else {
+            let Some(hop) = next_hop(tables.route4(&ip.dst_addr), endpoint) else {
                 return unroutable(id, Family::V4);
             };
             if ip.ttl <= 1 {
@@ -232,7 +252,8 @@ where
     if is_multicast_mac(&eth.dst_addr) || is_multicast6(&ip.destination) {
         return drop(Reason::Multicast);
     }
-    if eth.dst_addr != endpoint.port_mac {
+    let owner = tables.owner6(&ip.destination);
+    if !is_addressed(eth, endpoint, tables.endpoint(owner)) {
         return drop(Reason::WrongGateway);
     }
     let Some(ip) = Ip6::sound(frame, meta) else {
@@ -257,7 +278,7 @@ where
     if link_local {
         return drop(Reason::SpoofedSource);
     }
-    match tables.owner6(&ip.destination) {
+    match owner {
         owner if owner == id => drop(Reason::OwnDestination),
         owner if is_machine(owner) => {
             let origin = Origin::Machine {
@@ -271,7 +292,7 @@ where
             if is_unspecified6(&ip.destination) || is_loopback6(&ip.destination) {
                 return drop(Reason::MartianDestination);
             }
-            let Some(hop) = next_hop(tables.route6(&ip.destination)) else {
+            let Some(hop) = next_hop(tables.route6(&ip.destination), endpoint) else {
                 return unroutable(id, Family::V6);
             };
             if ip.hop_limit <= 1 {

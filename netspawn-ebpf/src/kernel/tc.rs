@@ -275,7 +275,7 @@ fn send_out(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, hop: &NextHop) -> i32 {
         return failed();
     }
     counters::sent(verdict.from, skb.len());
-    if vlan != 0 {
+    if vlan != 0 && hop.flags >> nexthop_flag::VLAN_SHIFT == 0 {
         // SAFETY: the context is valid, packet pointers are not used again.
         unsafe { bpf_skb_vlan_push(skb.raw, ether_type::VLAN.to_be(), vlan) };
     }

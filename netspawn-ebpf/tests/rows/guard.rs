@@ -324,6 +324,32 @@ fn local() -> Vec<Row> {
             ACME,
         )
         .policy(route),
+        Row::forward(
+            "G3 to the machine's own MAC, as in the bridge that they left",
+            AT,
+            to4(ip4(DB)).via(mac(WEB), mac(DB)).frame(),
+            ForwardedLocal,
+            DB,
+            to4(ip4(DB)).hop(port_mac(DB), mac(DB)).frame(),
+        ),
+        Row::forward(
+            "G3 to the machine's own MAC, IPv6",
+            AT,
+            to6(ip6(DB)).via(mac(WEB), mac(DB)).frame(),
+            ForwardedLocal,
+            DB,
+            to6(ip6(DB)).hop(port_mac(DB), mac(DB)).frame(),
+        ),
+        drop4(
+            "G3 to a third machine's MAC",
+            to4(ip4(DB)).via(mac(WEB), mac(SMALL)),
+            WrongGateway,
+        ),
+        drop6(
+            "G3 to a third machine's MAC, IPv6",
+            to6(ip6(DB)).via(mac(WEB), mac(SMALL)),
+            WrongGateway,
+        ),
         Row::drop(
             "G3 a machine that is not up",
             AT,
@@ -386,6 +412,18 @@ fn host() -> Vec<Row> {
             NoRoute,
         ),
         Row::pass(
+            "G5 the host has a route of its own to the machine",
+            At::Port(DB),
+            packet(mac(DB), port_mac(DB), CARVED4, HOST4).frame(),
+            ForHost,
+        ),
+        Row::pass(
+            "G5 the host has a route of its own to the machine, IPv6",
+            At::Port(DB),
+            packet(mac(DB), port_mac(DB), CARVED6, HOST6).frame(),
+            ForHost,
+        ),
+        Row::pass(
             "G5 the port's link-local address",
             AT,
             from6(guest_link_local(WEB), port_link_local(WEB)).frame(),
@@ -415,6 +453,8 @@ fn outside() -> Vec<Row> {
     // The kernel fills the Ethernet addresses in when it has resolved them.
     let asked4 = to4(UNRESOLVED4);
     let asked6 = to6(UNRESOLVED6);
+    let behind4 = packet(mac(TAGGED), port_mac(TAGGED), ip4(TAGGED), BEHIND_VLAN4);
+    let behind6 = packet(mac(TAGGED), port_mac(TAGGED), ip6(TAGGED), BEHIND_VLAN6);
     vec![
         out4("G6 IPv4", to4(FAR4)),
         out4("G6 IPv4 TCP", to4(FAR4).with(Inner::Tcp(1))),
@@ -446,6 +486,28 @@ fn outside() -> Vec<Row> {
             nobody,
             asked6.hop(mac(WEB), port_mac(WEB)).frame(),
         ),
+        tagged_out(
+            "G6 by the VLAN's own interface",
+            behind4.frame(),
+            behind4.hop(UPLINK, ROUTER).frame(),
+        ),
+        tagged_out(
+            "G6 by the VLAN's own interface, IPv6",
+            behind6.frame(),
+            behind6.hop(UPLINK, ROUTER).frame(),
+        ),
+        drop4(
+            "G7 by a VLAN that is not the machine's",
+            to4(BEHIND_VLAN4),
+            NoRoute,
+        )
+        .told(Told::NoRoute),
+        drop6(
+            "G7 by a VLAN that is not the machine's, IPv6",
+            to6(BEHIND_VLAN6),
+            NoRoute,
+        )
+        .told(Told::NoRoute),
         drop4("G7 no route, IPv4", to4([8, 8, 8, 8]), NoRoute).told(Told::NoRoute),
         drop6("G7 no route, IPv6", to6([0x26; 16]), NoRoute).told(Told::NoRoute),
         drop4("G7 a route that refuses, IPv4", to4(REFUSED4), NoRoute).told(Told::NoRoute),
@@ -465,6 +527,18 @@ fn outside() -> Vec<Row> {
         )
         .told(Told::TooBig(1400)),
     ]
+}
+
+/// A frame of `TAGGED` that leaves by an interface which does the tagging.
+fn tagged_out(name: &'static str, frame: Vec<u8>, out: Vec<u8>) -> Row {
+    Row::forward(
+        name,
+        At::Port(TAGGED),
+        frame,
+        Reason::ForwardedOut,
+        netspawn_ebpf::abi::NOBODY,
+        out,
+    )
 }
 
 /// The gateway's ping, which DESIGN.md promises.

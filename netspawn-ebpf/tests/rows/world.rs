@@ -46,6 +46,9 @@ pub const UNRESOLVED6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0xee, 0xee, 0, 0, 0, 0, 0, 0,
 /// Behind a route that refuses.
 pub const REFUSED4: Ipv4 = [192, 0, 2, 1];
 pub const REFUSED6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0xde, 0xad, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// Behind the interface of `VLAN` on the uplink.
+pub const BEHIND_VLAN4: Ipv4 = [100, 127, 0, 1];
+pub const BEHIND_VLAN6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0x30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 /// On the uplink's network, nobody's.
 pub const FREE4: Ipv4 = [203, 0, 113, 200];
 pub const FREE6: Ipv6 = v6(0x200);
@@ -188,6 +191,10 @@ pub fn nexthops() -> Vec<NextHop> {
         hop(nexthop_flag::RESOLVED, 1500),
         stale,
         hop(nexthop_flag::REFUSED, 1500),
+        hop(
+            nexthop_flag::RESOLVED | u32::from(VLAN) << nexthop_flag::VLAN_SHIFT,
+            1500,
+        ),
     ]
 }
 
@@ -198,6 +205,9 @@ pub fn routes4() -> Vec<(Ipv4, u32, u32)> {
         ([198, 51, 100, 0], 24, 0),
         ([100, 64, 0, 0], 10, 1),
         ([192, 0, 2, 0], 24, 2),
+        // The host's own route to a machine.
+        ([198, 18, 0, 128], 25, 2),
+        ([100, 127, 0, 0], 16, 3),
     ]
 }
 
@@ -212,6 +222,8 @@ pub fn routes6() -> Vec<(Ipv6, u32, u32)> {
         (net(FAR6), 48, 0),
         (net(UNRESOLVED6), 48, 1),
         (net(REFUSED6), 48, 2),
+        (CARVED6, 128, 2),
+        (net(BEHIND_VLAN6), 64, 3),
     ]
 }
 
