@@ -6,7 +6,7 @@
 //! nothing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     future, io,
     net::IpAddr,
     path::Path,
@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
+use netspawn_ebpf::{abi::Owner, verdict::Reason};
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -29,10 +30,17 @@ use crate::{
     control::{Agent as AgentInfo, MAX_LINE, Request, Response, RunDir},
     datapath::{
         attach::uplink_check,
+        events::{Events, Report},
         plane::{Plane, Wanted},
     },
-    model::Host,
-    net::{neighbor, netlink::Netlink, observe::Observer},
+    model::{DisplayMac, Host},
+    net::{
+        announce::{Cause, Queue, Sender, Served, TIMES},
+        neighbor,
+        netlink::Netlink,
+        observe::Observer,
+    },
+    plan,
     problem::Problem,
     registry::{Desired, MachineState},
     source::{Snapshot, Source, Sources, Watcher, machined::Machined},
@@ -42,6 +50,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(30);
 /// How long a next hop is good for without being renewed.
 const TRUST: Duration = Duration::from_secs(90);
+/// How soon the same is said of a machine again.
+const COMPLAIN: Duration = Duration::from_secs(60);
 /// How soon a sync that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -87,6 +97,25 @@ impl Told {
     }
 }
 
+/// Says the same of a machine once a minute at most.
+#[derive(Debug, Default)]
+struct Complaints(HashMap<(Owner, Reason), (std::time::Instant, u32)>);
+
+impl Complaints {
+    /// How many like it have not been said since the last that was; `None` while
+    /// it is too soon for another.
+    fn next(&mut self, report: &Report, now: std::time::Instant) -> Option<u32> {
+        let key = (report.endpoint, report.reason);
+        match self.0.get_mut(&key) {
+            Some((said, unsaid)) if now.duration_since(*said) < COMPLAIN => {
+                *unsaid += 1;
+                None
+            }
+            _ => Some(self.0.insert(key, (now, 0)).map_or(0, |(_, unsaid)| unsaid)),
+        }
+    }
+}
+
 /// A running agent.
 pub struct Agent {
     plane: Plane,
@@ -103,6 +132,10 @@ pub struct Agent {
     states: BTreeMap<String, MachineState>,
     told: Told,
     deadline: u64,
+    announcements: Queue,
+    sender: Sender,
+    events: Option<Events>,
+    complaints: Complaints,
 }
 
 /// Why the loop turns.
@@ -112,6 +145,8 @@ enum Event {
     Machined,
     Tick,
     Retry,
+    Announce,
+    Told(Vec<Report>),
     Connection(UnixStream),
     Stop,
 }
@@ -132,6 +167,11 @@ impl Agent {
         } else {
             None
         };
+        let events = plane
+            .events()
+            .inspect_err(|error| tracing::warn!("events are not told: {error:#}"))
+            .ok();
+        let announcements = Queue::new(plane.found().clone(), TIMES);
         Ok(Agent {
             plane,
             sources: Sources::new(&global.config_dir, &global.run_dir, enabled.iter().copied()),
@@ -147,6 +187,10 @@ impl Agent {
             states: BTreeMap::new(),
             told: Told::default(),
             deadline: deadline(),
+            announcements,
+            sender: Sender::open().context("cannot open a socket for announcements")?,
+            events,
+            complaints: Complaints::default(),
         })
     }
 
@@ -197,6 +241,8 @@ impl Agent {
                 () = machined_changed(&mut self.machined) => Event::Machined,
                 _ = tick.tick() => Event::Tick,
                 () = until(retry) => Event::Retry,
+                () = until(self.announcements.next().map(Instant::from_std)) => Event::Announce,
+                reports = told(&mut self.events) => Event::Told(reports),
                 connection = listener.accept() => match connection {
                     Ok((stream, _)) => Event::Connection(stream),
                     Err(error) => {
@@ -219,10 +265,19 @@ impl Agent {
                     }
                     self.renew_next_hops();
                 }
+                Event::Told(reports) => {
+                    self.heed(reports);
+                    continue;
+                }
+                Event::Announce => {
+                    self.send_announcements();
+                    continue;
+                }
                 Event::Connection(stream) => {
                     if self.serve(stream).await {
                         return Ok(());
                     }
+                    self.queue_announcements();
                     continue;
                 }
             }
@@ -265,6 +320,7 @@ impl Agent {
         self.told
             .tell(self.snapshot.problems.iter().chain(&desired.problems));
         self.tell_changes(&desired);
+        self.queue_announcements();
         self.last_sync = Some(Timestamp::now());
         Ok(desired)
     }
@@ -297,6 +353,58 @@ impl Agent {
             tracing::info!("{name} is gone");
         }
         self.states = states;
+    }
+
+    /// Has what is new about where addresses are announced.
+    fn queue_announcements(&mut self) {
+        let host = self.observer.host();
+        let served = Served::of(self.plane.state(), Some(host));
+        let count = served.addresses.len();
+        let now = std::time::Instant::now();
+        for (ifindex, cause) in self.announcements.update(served, now) {
+            let name = host.links.get(&ifindex).map_or("?", |link| &link.name);
+            let cause = match cause {
+                Cause::Attached => "attached".to_owned(),
+                Cause::Mac(mac) => format!("has MAC {} now", DisplayMac(mac)),
+                Cause::Carrier => "has carrier again".to_owned(),
+            };
+            tracing::info!("{name}: {cause}; announcing {count} addresses");
+        }
+    }
+
+    /// Sends what is due. One that is lost matters little: it is repeated.
+    fn send_announcements(&mut self) {
+        let now = std::time::Instant::now();
+        while let Some(what) = self.announcements.pop(now) {
+            if let Err(error) = self.sender.send(&what) {
+                tracing::debug!("cannot announce {}: {error}", what.address);
+            }
+        }
+    }
+
+    /// Says who sends what is not theirs, and defends addresses.
+    fn heed(&mut self, reports: Vec<Report>) {
+        let now = std::time::Instant::now();
+        let state = self.plane.state();
+        for report in reports {
+            // Two uplinks on one network hear each other.
+            if state.uplinks.values().any(|ours| ours.mac == report.mac) {
+                continue;
+            }
+            if let (Reason::AddressConflict, Some(address)) = (report.reason, report.address) {
+                self.announcements.defend(address, now);
+            }
+            let Some(unsaid) = self.complaints.next(&report, now) else {
+                continue;
+            };
+            let entry = state.endpoints.get(&report.endpoint);
+            let name = entry.map_or_else(|| "?".to_owned(), |entry| plan::text(&entry.name));
+            let more = match unsaid {
+                0 => String::new(),
+                unsaid => format!("; {unsaid} times more since this was last said"),
+            };
+            tracing::warn!("{name}: {report}{more}");
+        }
     }
 
     /// Has the kernel confirm the routers' addresses, which it does not do by
@@ -428,6 +536,21 @@ async fn machined_changed(machined: &mut Option<Machined>) {
     match machined {
         Some(machined) => machined.changed().await,
         None => future::pending().await,
+    }
+}
+
+/// Waits for events. Where they cannot be waited for there are none.
+async fn told(events: &mut Option<Events>) -> Vec<Report> {
+    let Some(open) = events else {
+        return future::pending().await;
+    };
+    match open.next().await {
+        Ok(reports) => reports,
+        Err(error) => {
+            tracing::warn!("events are not told any more: {error}");
+            *events = None;
+            Vec::new()
+        }
     }
 }
 

@@ -241,6 +241,14 @@ pub struct RemoveArgs {
 
 /// `import`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Reads host routes to veths, taps and bridges of these, and proxy neighbors. Says on
+stderr which commands take the old setup away once the machines are served; none is run.
+A file that is there is never overwritten.
+
+Examples:
+  netspawn-xdp import
+  netspawn-xdp import --write && netspawn-xdp attach eth0")]
 pub struct ImportArgs {
     /// Write the files into CONFIGDIR/machines
     #[arg(long)]
@@ -249,11 +257,18 @@ pub struct ImportArgs {
 
 /// `guest`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+The file is for systemd-networkd in the machine: its addresses, and the gateways that every
+port answers for. One that somebody has written or changed is never overwritten.
+
+Examples:
+  netspawn-xdp guest web
+  netspawn-xdp guest web --install /var/lib/machines/web")]
 pub struct GuestArgs {
     /// Name of the machine
     #[arg(value_parser = fields::machine_name)]
     pub name: String,
-    /// Root folder of the machine's image
+    /// Put it into the machine's root folder, as /etc/systemd/network/10-netspawn.network
     #[arg(long, value_name = "DIR")]
     pub install: Option<PathBuf>,
 }

@@ -22,6 +22,21 @@ const MAX_SIZE: u64 = 1 << 20;
 
 /// The text of a file, `None` when there is none of that name.
 pub fn read(path: &Path) -> Result<Option<String>, Problem> {
+    let Some(bytes) = read_bytes(path)? else {
+        return Ok(None);
+    };
+    String::from_utf8(bytes).map(Some).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes()[..valid]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count();
+        Fault::new("is not UTF-8 text", "save the file as UTF-8").at(path, Some(line), None)
+    })
+}
+
+/// The content of a file, `None` when there is none of that name.
+pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, Problem> {
     let fault = |message: String, remedy: &str| Fault::new(message, remedy).at(path, None, None);
     let unreadable = |error: io::Error| {
         fault(
@@ -58,14 +73,7 @@ pub fn read(path: &Path) -> Result<Option<String>, Problem> {
             "declare shorter prefixes instead of many addresses",
         ));
     }
-    String::from_utf8(bytes).map(Some).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let line = 1 + error.as_bytes()[..valid]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count();
-        Fault::new("is not UTF-8 text", "save the file as UTF-8").at(path, Some(line), None)
-    })
+    Ok(Some(bytes))
 }
 
 /// A value with its place.

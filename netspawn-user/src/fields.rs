@@ -101,6 +101,15 @@ pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
+/// An address as people write it: without the length that says it is one.
+pub fn shortest(prefix: &IpNet) -> String {
+    if prefix.prefix_len() == prefix.max_prefix_len() {
+        prefix.addr().to_string()
+    } else {
+        prefix.to_string()
+    }
+}
+
 /// An address, or a prefix without host bits, that a machine can own.
 pub fn prefix(text: &str) -> Result<IpNet, Fault> {
     const EXAMPLE: &str =

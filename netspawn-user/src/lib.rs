@@ -7,6 +7,8 @@ pub mod control;
 pub mod datapath;
 pub mod document;
 pub mod fields;
+pub mod guest;
+pub mod import;
 pub mod model;
 pub mod net;
 pub mod outcome;

@@ -68,6 +68,15 @@ pub struct Peer {
     pub mac: Option<Mac>,
 }
 
+/// An 802.1Q interface's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// ifindex of the interface that carries its tagged frames.
+    pub lower: u32,
+    /// 802.1Q id, 1 to 4094.
+    pub id: u16,
+}
+
 /// A network interface of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -91,6 +100,8 @@ pub struct Link {
     pub carrier: bool,
     /// ifindex of the bridge or bond it belongs to.
     pub master: Option<u32>,
+    /// What it is the VLAN of, for an 802.1Q interface.
+    pub vlan: Option<Vlan>,
     /// The other end, for a veth.
     pub peer: Option<Peer>,
 }
@@ -121,6 +132,36 @@ pub struct Neighbor {
     pub address: IpAddr,
     /// Link-layer address, where resolved and usable (`NUD_VALID`).
     pub mac: Option<Mac>,
+}
+
+/// An address that the host answers for in another's stead (`ip neigh add
+/// proxy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Proxy {
+    /// ifindex on which it answers, `None` for all.
+    pub ifindex: Option<u32>,
+    /// Address.
+    pub address: IpAddr,
+}
+
+/// A station behind a port of a bridge, as the bridge's forwarding database
+/// has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Station {
+    /// ifindex of the port.
+    pub port: u32,
+    /// Link-layer address.
+    pub mac: Mac,
+}
+
+/// Tables that are read where they are needed: the kernel does not tell of all
+/// their changes, so that nobody can follow them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unfollowed {
+    /// Proxy neighbors.
+    pub proxies: Vec<Proxy>,
+    /// Stations behind ports of bridges, without the bridges' own.
+    pub stations: Vec<Station>,
 }
 
 /// The state of the host's network that matters here.

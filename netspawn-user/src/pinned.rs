@@ -15,6 +15,7 @@ use crate::{
         plane::{Plane, Wanted},
     },
     model::Host,
+    net::announce::{self, Served},
     outcome::Problems,
     output::AgentReport,
     plan::State,
@@ -95,6 +96,10 @@ impl DataPlane for Pinned<'_> {
                     policy: config.policy,
                     deadline: agent::deadline(),
                 })?;
+                let served = Served::of(plane.state(), Some(&host));
+                if let Err(error) = announce::once(plane.found().clone(), served) {
+                    tracing::warn!("cannot announce addresses: {error}");
+                }
                 (snapshot, desired)
             }
         };

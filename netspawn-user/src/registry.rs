@@ -295,6 +295,7 @@ impl<'a> Resolver<'a> {
         let declared = snapshot
             .declarations
             .values()
+            .filter(|declaration| !self.is_uplinks_route(declaration))
             .map(|declaration| (Cow::Borrowed(declaration), false));
         let kept = kept
             .into_values()
@@ -312,6 +313,18 @@ impl<'a> Resolver<'a> {
                 port: None,
             })
             .collect()
+    }
+
+    /// Whether it is made from a route that goes through an uplink, which may
+    /// look like a port.
+    fn is_uplinks_route(&self, declaration: &Declaration) -> bool {
+        let Inputs { host, uplinks, .. } = self.inputs;
+        declaration.source == SourceKind::Kernel
+            && declaration
+                .interface
+                .as_ref()
+                .and_then(|name| host.link(name))
+                .is_some_and(|link| uplinks.contains(&link.ifindex))
     }
 
     /// Machines keep the id they hold; others get the smallest that nobody
@@ -635,7 +648,9 @@ impl<'a> Resolver<'a> {
                     IpAddr::V4(ip) => ip.is_link_local(),
                     IpAddr::V6(ip) => ip.is_unicast_link_local(),
                 };
-                !ip.is_loopback() && (!link_local || self.inputs.uplinks.contains(ifindex))
+                !ip.is_loopback()
+                    && !ip.is_multicast()
+                    && (!link_local || self.inputs.uplinks.contains(ifindex))
             })
             .map(|(_, address)| IpNet::from(address.addr()))
             .collect()
@@ -674,7 +689,7 @@ impl<'a> Resolver<'a> {
             .filter(|route| {
                 route
                     .ifindex
-                    .is_some_and(|ifindex| self.inputs.uplinks.contains(&ifindex))
+                    .is_some_and(|ifindex| self.leads_to_uplink(ifindex))
             })
             .filter_map(|route| route.gateway)
             .collect()
@@ -706,7 +721,8 @@ impl<'a> Resolver<'a> {
         let forward = &mut entry.forward;
         forward.ifindex = port.ifindex;
         forward.mtu = port.mtu;
-        forward.port_mac = port.mac;
+        let gateway = self.gateway_side(port);
+        forward.port_mac = self.gateway_mac(port, gateway, candidate);
         if port.carrier {
             forward.flags |= endpoint_flag::UP;
         }
@@ -725,7 +741,10 @@ impl<'a> Resolver<'a> {
         if self.inputs.xdp_ports.contains(&port.ifindex) {
             forward.flags |= endpoint_flag::XDP;
         }
-        forward.port_link_local = link_locals.get(&port.ifindex).copied().unwrap_or_default();
+        forward.port_link_local = link_locals
+            .get(&gateway.ifindex)
+            .copied()
+            .unwrap_or_default();
         // A tap's peer has no address to read: what was learned on this port
         // stays. That of a machine that keeps what it holds may be declared.
         let held = candidate
@@ -775,6 +794,41 @@ impl<'a> Resolver<'a> {
         let own = addresses.iter().filter(|(ifindex, _)| *ifindex == uplink);
         own.chain(addresses)
             .find_map(|(_, address)| usable(address.addr()))
+    }
+
+    /// The interface whose addresses the machine knows its gateway by: the
+    /// bridge that the port is in, so that what machines and host have resolved
+    /// stays right.
+    fn gateway_side<'l>(&'l self, port: &'l Link) -> &'l Link {
+        port.master
+            .and_then(|master| self.inputs.host.links.get(&master))
+            .filter(|master| master.kind.as_deref() == Some("bridge"))
+            .unwrap_or(port)
+    }
+
+    /// The address that the machine knows its gateway by. That of a bridge changes
+    /// with its ports, as it is the lowest of theirs; what the machine was told stays
+    /// good for as long as the bridge has it on one of them.
+    fn gateway_mac(&self, port: &Link, gateway: &Link, candidate: &Candidate<'a>) -> Mac {
+        let told = candidate
+            .id
+            .and_then(|id| self.inputs.held.endpoints.get(&id))
+            .filter(|entry| {
+                plan::text(&entry.name) == candidate.declaration.name
+                    && entry.forward.ifindex == port.ifindex
+            })
+            .map(|entry| entry.forward.port_mac);
+        let is_of_bridge = |mac: &Mac| {
+            let links = self.inputs.host.links.values();
+            [port.mac, gateway.mac].contains(mac)
+                || links
+                    .filter(|link| link.master == Some(gateway.ifindex))
+                    .any(|link| link.mac == *mac)
+        };
+        match told {
+            Some(mac) if gateway.ifindex != port.ifindex && is_of_bridge(&mac) => mac,
+            _ => gateway.mac,
+        }
     }
 
     fn uplinks(&mut self) -> BTreeMap<u32, Uplink> {
@@ -834,7 +888,7 @@ impl<'a> Resolver<'a> {
             let elsewhere = !route.refused
                 && !route
                     .ifindex
-                    .is_some_and(|ifindex| self.inputs.uplinks.contains(&ifindex));
+                    .is_some_and(|ifindex| self.leads_to_uplink(ifindex));
             let order = |elsewhere: bool, route: &Route| {
                 (elsewhere, route.priority, route.ifindex, route.gateway)
             };
@@ -855,6 +909,19 @@ impl<'a> Resolver<'a> {
             self.limit_routes(&mut ways, v4);
         }
         self.next_hops(ways)
+    }
+
+    /// Whether an interface is an uplink, or a VLAN on one.
+    fn leads_to_uplink(&self, ifindex: u32) -> bool {
+        let uplinks = &self.inputs.uplinks;
+        uplinks.contains(&ifindex) || self.vlan_of_uplink(ifindex).is_some()
+    }
+
+    /// The 802.1Q id of an interface that is not an uplink, but on one.
+    fn vlan_of_uplink(&self, ifindex: u32) -> Option<u16> {
+        let Inputs { host, uplinks, .. } = self.inputs;
+        let vlan = host.links.get(&ifindex)?.vlan?;
+        (!uplinks.contains(&ifindex) && uplinks.contains(&vlan.lower)).then_some(vlan.id)
     }
 
     fn way(&self, elsewhere: bool, route: &Route) -> Way {
@@ -1004,6 +1071,9 @@ impl<'a> Resolver<'a> {
             src_mac: link.mac,
             ..NextHop::default()
         };
+        if let Some(vlan) = self.vlan_of_uplink(way.ifindex) {
+            hop.flags |= u32::from(vlan) << nexthop_flag::VLAN_SHIFT;
+        }
         if let Some(mac) = way
             .gateway
             .and_then(|gateway| macs.get(&(way.ifindex, gateway)))

@@ -36,14 +36,14 @@ pub fn all_rows() -> Vec<Row> {
 
 /// The world of the rows.
 pub struct World {
-    settings: Settings,
-    owners4: Vec<(Ipv4, u32, Owner)>,
-    owners6: Vec<(Ipv6, u32, Owner)>,
-    endpoints: HashMap<Owner, Endpoint>,
-    uplink: Uplink,
-    hops: Vec<NextHop>,
-    routes4: Vec<(Ipv4, u32, u32)>,
-    routes6: Vec<(Ipv6, u32, u32)>,
+    pub settings: Settings,
+    pub owners4: Vec<(Ipv4, u32, Owner)>,
+    pub owners6: Vec<(Ipv6, u32, Owner)>,
+    pub endpoints: HashMap<Owner, Endpoint>,
+    pub uplink: Uplink,
+    pub hops: Vec<NextHop>,
+    pub routes4: Vec<(Ipv4, u32, u32)>,
+    pub routes6: Vec<(Ipv6, u32, u32)>,
 }
 
 impl World {

@@ -8,13 +8,16 @@ use crate::{
     config::{AttachSettings, Config},
     control::{Request, RunDir, Turn},
     datapath::{
-        attach::uplink_check,
+        attach::{UplinkError, uplink_check},
         object::Sizes,
         pins::Pins,
         plane::{Plane, Wanted},
     },
     model::{Host, Link},
-    net::firewall,
+    net::{
+        announce::{self, Served},
+        firewall,
+    },
     outcome::{Outcome, Problems},
     output,
     plan::{self, State},
@@ -32,8 +35,15 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     let settings = AttachSettings::new(args, &config.attach)?;
     let host = Host::dump().context("cannot read the host's network")?;
     let mut uplinks = Vec::new();
+    let recorded = Pins::new(&global.bpf_dir).uplinks();
     for name in &settings.uplinks {
-        uplinks.push((uplink_check(&host, name)?, settings.mode));
+        match uplink_check(&host, name) {
+            Ok(link) => uplinks.push((link, settings.mode)),
+            // It was attached before it became a port, and its master is served for it.
+            Err(UplinkError::Port { .. }) if recorded.iter().any(|uplink| uplink.name == *name) => {
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     let run_dir = RunDir::new(&global.run_dir);
     run_dir.check_namespace()?;
@@ -63,6 +73,8 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     if settings.once {
         let line = agent::ready_line(&mut plane, &desired, &host)?;
         output::print(&format!("{line}\n"))?;
+        let served = Served::of(plane.state(), Some(&host));
+        announce::once(plane.found().clone(), served).context("cannot announce addresses")?;
         return Ok(Outcome::of(problems));
     }
     tokio::runtime::Builder::new_current_thread()

@@ -50,6 +50,7 @@ fn fake() -> Fake {
                 admin_up: true,
                 carrier: true,
                 master: None,
+                vlan: None,
                 peer: None,
             },
         );

@@ -2,7 +2,10 @@
 pub mod attach;
 mod batch;
 pub mod events;
+mod groups;
 pub mod maps;
 pub mod object;
 pub mod pins;
 pub mod plane;
+mod raise;
+mod uplinks;

@@ -5,9 +5,16 @@
 //!           maps/NAME               maps
 //!           programs/port_ingress   the guard, for ports that come later
 //!           ports/…                 links of ports that cannot join the block
+//!           raised/IFINDEX          link whose text is the name of a port that
+//!                                   was set up, and is to be set down again
 //!           uplinks/NAME/ifindex    link whose text is the ifindex
+//!                        mode                  `tc` or `xdp`, as it was attached
 //!                        tc-ingress, tc-egress, xdp
-//!                        group-MAC, allmulti   what is to be put back
+//!                        group-MAC, mld-MAC, allmulti   what is to be put back
+//!                        master                ifindex of the bridge or bond that
+//!                                              has the programs in its place
+//!                        follows               it is there in place of a port
+//!                        gone                  its interface was deleted
 //! ```
 //! A bpffs holds objects, folders and symbolic links; records are the latter.
 
@@ -24,6 +31,17 @@ use nix::sys::statfs::{FsType, statfs};
 
 use crate::net::namespace;
 
+/// Record of the ifindex.
+pub const IFINDEX: &str = "ifindex";
+/// Record of how an uplink was attached.
+pub const MODE: &str = "mode";
+/// Record of the interface that has an uplink's programs in its place.
+pub const MASTER: &str = "master";
+/// Record of an uplink that is there in place of its ports.
+pub const FOLLOWS: &str = "follows";
+/// Record of an uplink whose interface was deleted.
+pub const GONE: &str = "gone";
+
 const BPF_FS_MAGIC: FsType = FsType(libc::BPF_FS_MAGIC as _);
 
 /// The folder of this version of the ABI.
@@ -33,8 +51,32 @@ pub struct Pins {
     root: PathBuf,
 }
 
+/// What is recorded of an uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its name when last looked at.
+    pub name: String,
+    /// Its ifindex.
+    pub ifindex: u32,
+    /// Whether it was attached with XDP.
+    pub xdp: bool,
+    /// The bridge or bond that it is a port of and that has its programs.
+    pub master: Option<u32>,
+    /// It was not asked for, but is there in place of ports that were.
+    pub follows: bool,
+    /// Its interface was deleted; programs come back with it.
+    pub gone: bool,
+}
+
+impl Uplink {
+    /// Whether programs hang on this very interface.
+    pub fn has_programs(&self) -> bool {
+        self.master.is_none() && !self.gone
+    }
+}
+
 /// Removes something that may be gone already.
-fn gone(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -68,6 +110,11 @@ impl Pins {
     /// Links of ports.
     pub fn ports(&self) -> PathBuf {
         self.root.join("ports")
+    }
+
+    /// Records of ports that were set up.
+    pub fn raised(&self) -> PathBuf {
+        self.root.join("raised")
     }
 
     /// The folder of an uplink. A bpffs has no dots in names (kernel's
@@ -179,17 +226,46 @@ impl Pins {
             .collect()
     }
 
-    /// The uplinks recorded, by name, with their ifindexes.
-    pub fn uplinks(&self) -> Vec<(String, u32)> {
-        list(&self.root.join("uplinks"))
+    /// The uplinks recorded, by name.
+    pub fn uplinks(&self) -> Vec<Uplink> {
+        let mut uplinks: Vec<Uplink> = list(&self.root.join("uplinks"))
             .into_iter()
             .filter_map(|name| name.into_string().ok())
-            .filter_map(|name| {
-                let name = name.replace("%2e", ".").replace("%25", "%");
-                let text = fs::read_link(self.uplink(&name).join("ifindex")).ok()?;
-                Some((name, text.to_str()?.parse().ok()?))
-            })
-            .collect()
+            .filter_map(|name| self.read_uplink(name.replace("%2e", ".").replace("%25", "%")))
+            .collect();
+        uplinks.sort_by(|a, b| a.name.cmp(&b.name));
+        uplinks
+    }
+
+    fn read_uplink(&self, name: String) -> Option<Uplink> {
+        let folder = self.uplink(&name);
+        let text = |what| {
+            fs::read_link(folder.join(what))
+                .ok()?
+                .into_os_string()
+                .into_string()
+                .ok()
+        };
+        Some(Uplink {
+            ifindex: text(IFINDEX)?.parse().ok()?,
+            xdp: match text(MODE) {
+                Some(mode) => mode == "xdp",
+                None => folder.join("xdp").exists(),
+            },
+            master: text(MASTER).and_then(|ifindex| ifindex.parse().ok()),
+            follows: text(FOLLOWS).is_some(),
+            gone: text(GONE).is_some(),
+            name,
+        })
+    }
+
+    /// Moves all that is recorded of an uplink to another name, which is free.
+    ///
+    /// # Errors
+    /// When the bpffs refuses.
+    pub fn rename_uplink(&self, from: &str, to: &str) -> Result<()> {
+        fs::rename(self.uplink(from), self.uplink(to))
+            .with_context(|| format!("cannot rename {} to {to}", self.uplink(from).display()))
     }
 
     /// Removes the folder of an uplink with all its records.

@@ -11,43 +11,35 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use ipnet::IpNet;
-use netspawn_ebpf::{
-    abi::{HOST, map, program},
-    wire::Mac,
-};
+use netspawn_ebpf::abi::program;
 
 use super::{
     attach::{PortState, Ports, Uplinks, bpf, bpf::Hook},
+    events::Events,
+    groups::{self, Groups},
     maps::Maps,
     object::{self, Sizes},
     pins::{self, Pins},
+    raise,
 };
 use crate::{
     cli::Mode,
     commands::UplinkView,
     config::Policy,
-    model::{DisplayMac, Host, Link},
-    net::{multicast, netlink::Netlink, xdp_ready},
+    model::{Host, Link},
+    net::{announce::Served, netlink::Netlink, xdp_ready},
     plan::{self, State},
     problem::{Fault, Problem},
     registry::{self, Desired, Inputs, Limits},
     source::Snapshot,
 };
 
-/// More groups than this, and the uplink takes all of them (M2).
-const MAX_GROUPS: usize = 256;
-
 /// File names of the links of an uplink.
-const LINKS: [(Hook, &str); 3] = [
+pub(super) const LINKS: [(Hook, &str); 3] = [
     (Hook::Xdp, "xdp"),
     (Hook::TcIngress, "tc-ingress"),
     (Hook::TcEgress, "tc-egress"),
 ];
-/// Record of an uplink that is switched to all multicast.
-const ALL_MULTICAST: &str = "allmulti";
-/// Start of the record of a link-layer group.
-const GROUP: &str = "group-";
 
 /// What decides the content of the maps, besides what they hold.
 pub struct Wanted<'a> {
@@ -63,23 +55,27 @@ pub struct Wanted<'a> {
 
 /// An attached data plane.
 pub struct Plane {
-    pins: Pins,
+    pub(super) pins: Pins,
     maps: Maps,
     state: State,
+    /// What was served when this process found it.
+    found: Served,
     limits: Limits,
     /// Loaded by this process; `None` when it only works on what is pinned.
-    programs: Option<Ebpf>,
+    pub(super) programs: Option<Ebpf>,
     guard: OwnedFd,
     guard_id: u32,
     ports: Ports,
-    uplinks: Uplinks,
-    netlink: Netlink,
+    pub(super) uplinks: Uplinks,
+    pub(super) netlink: Netlink,
     /// Ports whose guard has been seen to by this process.
     guarded: BTreeSet<u32>,
     /// Those among them whose time has not been told.
     newly_guarded: Vec<(u32, Instant)>,
     /// Whether a port's machine takes XDP frames, where it was found out.
     takes_xdp: BTreeMap<u32, bool>,
+    /// Ports that need not be looked at for being down.
+    raised: BTreeSet<u32>,
     /// Whether this process made it.
     fresh: bool,
 }
@@ -165,8 +161,11 @@ impl Plane {
         fresh: bool,
     ) -> Result<Plane> {
         let maps = Maps::open(&pins.maps())?;
+        let state = maps.read()?;
         Ok(Plane {
-            state: maps.read()?,
+            found: Served::of(&state, None),
+            raised: state.ports.keys().copied().collect(),
+            state,
             maps,
             limits: Limits {
                 max_machines: sizes.machines,
@@ -192,6 +191,19 @@ impl Plane {
         &self.state
     }
 
+    /// The events that the programs tell. Within a tokio runtime that has I/O.
+    ///
+    /// # Errors
+    /// When the buffer is not there.
+    pub fn events(&self) -> Result<Events> {
+        Events::open(&self.pins.maps())
+    }
+
+    /// What was served before this process changed anything.
+    pub fn found(&self) -> &Served {
+        &self.found
+    }
+
     /// The maps.
     pub fn maps(&self) -> &Maps {
         &self.maps
@@ -207,26 +219,30 @@ impl Plane {
         self.pins
             .uplinks()
             .into_iter()
-            .map(|(name, _)| name)
+            .map(|uplink| uplink.name)
             .collect()
     }
 
-    /// The uplinks recorded, with what hangs on them.
+    /// The uplinks, with what hangs on them; for ports of a bridge or bond that
+    /// is their master.
     ///
     /// # Errors
     /// When the kernel does not tell.
     pub fn attached(&mut self) -> Result<Vec<UplinkView>> {
         let mut views = Vec::new();
-        for (name, ifindex) in self.pins.uplinks() {
-            let links = self.links(&name);
+        for uplink in self.pins.uplinks() {
+            if uplink.master.is_some() {
+                continue;
+            }
+            let links = self.links(&uplink.name);
             let links: Vec<_> = links
                 .iter()
                 .map(|(hook, path)| (*hook, path.as_path()))
                 .collect();
-            let found = self.uplinks.query(ifindex, &links)?;
+            let found = self.uplinks.query(uplink.ifindex, &links)?;
             let xdp = found.iter().any(|program| program.hook == Hook::Xdp);
             views.push(UplinkView {
-                ifindex,
+                ifindex: uplink.ifindex,
                 mode: if xdp { "xdp" } else { "tc" }.to_owned(),
                 programs: found
                     .iter()
@@ -237,7 +253,7 @@ impl Plane {
         Ok(views)
     }
 
-    fn links(&self, name: &str) -> Vec<(Hook, std::path::PathBuf)> {
+    pub(super) fn links(&self, name: &str) -> Vec<(Hook, std::path::PathBuf)> {
         let folder = self.pins.uplink(name);
         LINKS.map(|(hook, file)| (hook, folder.join(file))).into()
     }
@@ -249,6 +265,7 @@ impl Plane {
     /// # Errors
     /// When one cannot be attached: then all is as it was before.
     pub fn attach(&mut self, new: &[(&Link, Mode)], wanted: &Wanted<'_>) -> Result<Desired> {
+        self.follow_names(wanted.host)?;
         let before = self.pins.uplinks();
         let result = self.attach_all(new, wanted);
         if result.is_err() {
@@ -257,8 +274,9 @@ impl Plane {
                 let _ = self.teardown();
             } else {
                 for (link, _) in new {
-                    if !before.iter().any(|(name, _)| *name == link.name) {
-                        let _ = self.take_off(&link.name, link.ifindex);
+                    match before.iter().find(|uplink| uplink.name == link.name) {
+                        Some(uplink) => drop(self.restore(uplink)),
+                        None => drop(self.take_off(&link.name, link.ifindex)),
                     }
                 }
                 let _ = self.sync(wanted);
@@ -268,21 +286,20 @@ impl Plane {
     }
 
     fn attach_all(&mut self, new: &[(&Link, Mode)], wanted: &Wanted<'_>) -> Result<Desired> {
-        for (link, _) in new {
-            self.pins
-                .record_uplink(&link.name, "ifindex", &link.ifindex.to_string())?;
+        for (link, mode) in new {
+            self.record(link, *mode)?;
         }
         let resized = self.pins.next_maps().exists();
         self.pin_guard()?;
-        let desired = self.sync(wanted)?;
-        for (name, ifindex) in self.pins.uplinks() {
-            let xdp = match new.iter().find(|(link, _)| link.name == name) {
-                Some((_, mode)) => *mode == Mode::Xdp,
-                None if wanted.host.link(&name).is_none() => continue,
-                None => self.pins.uplink(&name).join("xdp").exists(),
-            };
-            self.attach_uplink(&name, ifindex, xdp)?;
-        }
+        let desired = if self.fresh {
+            self.prefill(wanted)?;
+            self.attach_uplinks()?;
+            self.sync(wanted)?
+        } else {
+            let desired = self.sync(wanted)?;
+            self.attach_uplinks()?;
+            desired
+        };
         self.ports.replace_program(self.guard.as_fd())?;
         if resized {
             self.pins.swap_maps()?;
@@ -292,6 +309,30 @@ impl Plane {
         self.guard_ports(&self.state.ports.keys().copied().collect());
         self.fresh = false;
         Ok(desired)
+    }
+
+    /// Fills the maps before any program looks at them. Machines that are
+    /// reached in another way until now lose no packet if programs find
+    /// everything from the start, and uplinks deliver past the ports' queues
+    /// before ports get their qdisc: the kernel drops what is sent to a port
+    /// meanwhile (`qdisc_graft` in net/sched/sch_api.c deactivates the device).
+    fn prefill(&mut self, wanted: &Wanted<'_>) -> Result<()> {
+        let uplinks = self.pins.uplinks();
+        let uplinks = uplinks.iter().filter(|uplink| uplink.has_programs());
+        let ifindexes = uplinks.map(|uplink| uplink.ifindex).collect();
+        let desired = self.resolve(wanted, wanted.host, &ifindexes);
+        self.maps.apply(&plan::plan(&self.state, &desired.state))?;
+        self.state = desired.state;
+        Ok(())
+    }
+
+    fn attach_uplinks(&mut self) -> Result<()> {
+        for uplink in self.pins.uplinks() {
+            if uplink.has_programs() {
+                self.attach_uplink(&uplink.name, uplink.ifindex, uplink.xdp)?;
+            }
+        }
+        Ok(())
     }
 
     /// Replaces the pin of the program that guards ports.
@@ -304,57 +345,6 @@ impl Plane {
             .with_context(|| format!("cannot pin {}", path.display()))
     }
 
-    /// XDP goes first, because that is what may be refused.
-    fn attach_uplink(&mut self, name: &str, ifindex: u32, xdp: bool) -> Result<()> {
-        let programs = self
-            .programs
-            .as_mut()
-            .context("this process has loaded no programs")?;
-        for (hook, pin) in LINKS.map(|(hook, file)| (hook, self.pins.uplink(name).join(file))) {
-            let program = match hook {
-                Hook::Xdp if !xdp => {
-                    self.uplinks.detach(ifindex, &[(hook, &pin)])?;
-                    continue;
-                }
-                Hook::Xdp => object::xdp(programs)?.fd()?.as_fd(),
-                _ => object::classifier(programs, program_of(hook))?
-                    .fd()?
-                    .as_fd(),
-            };
-            self.uplinks.attach(ifindex, hook, program, &pin)?;
-        }
-        Ok(())
-    }
-
-    /// Attaches again what an uplink has lost by being deleted and made anew, or
-    /// by somebody else's hand.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    fn reattach(&mut self, host: &Host) -> Result<()> {
-        if self.programs.is_none() {
-            return Ok(());
-        }
-        for (name, recorded) in self.pins.uplinks() {
-            let Some(link) = host.link(&name) else {
-                continue;
-            };
-            if link.ifindex != recorded {
-                let xdp = self.pins.uplink(&name).join("xdp").exists();
-                self.attach_uplink(&name, link.ifindex, xdp)?;
-                self.pins
-                    .record_uplink(&name, "ifindex", &link.ifindex.to_string())?;
-                for record in self.pins.records(&name) {
-                    if record.starts_with(GROUP) || record == ALL_MULTICAST {
-                        self.pins.forget(&name, &record)?;
-                    }
-                }
-                tracing::info!("{name} is back, and attached again");
-            }
-        }
-        Ok(())
-    }
-
     /// Brings the maps, the ports' guards and the uplinks' groups up to date.
     ///
     /// A port that cannot be guarded is left out as if it did not exist, and
@@ -363,14 +353,16 @@ impl Plane {
     /// # Errors
     /// When the maps cannot be written.
     pub fn sync(&mut self, wanted: &Wanted<'_>) -> Result<Desired> {
-        self.reattach(wanted.host)?;
-        let uplinks: BTreeSet<u32> = self
+        self.follow(wanted.host)?;
+        let uplinks: BTreeMap<u32, String> = self
             .pins
             .uplinks()
             .into_iter()
-            .map(|(_, ifindex)| ifindex)
-            .filter(|ifindex| wanted.host.links.contains_key(ifindex))
+            .filter(|uplink| uplink.has_programs())
+            .filter(|uplink| wanted.host.links.contains_key(&uplink.ifindex))
+            .map(|uplink| (uplink.ifindex, uplink.name))
             .collect();
+        let ifindexes = uplinks.keys().copied().collect();
         self.guarded
             .retain(|ifindex| wanted.host.links.contains_key(ifindex));
         self.takes_xdp
@@ -379,7 +371,7 @@ impl Plane {
         let mut host = std::borrow::Cow::Borrowed(wanted.host);
         let mut refused = Vec::new();
         let desired = loop {
-            let desired = self.resolve(wanted, &host, &uplinks);
+            let desired = self.resolve(wanted, &host, &ifindexes);
             let failed = self.guard_ports(&desired.state.ports.keys().copied().collect());
             if failed.is_empty() {
                 if self.learn_xdp(&host, &desired) {
@@ -414,12 +406,21 @@ impl Plane {
                 refused.push(problem(error.to_string()));
             }
         }
-        for (name, ifindex) in self.pins.uplinks() {
-            if uplinks.contains(&ifindex)
-                && let Err(error) = self.sync_groups(&name, ifindex)
-            {
-                refused.push(problem(format!("{error:#}")));
-            }
+        let named = wanted.snapshot.registered.ports.values().copied();
+        let named = named.filter(|ifindex| self.state.ports.contains_key(ifindex));
+        if let Err(error) = raise::raise(
+            &self.pins,
+            &mut self.netlink,
+            wanted.host,
+            named,
+            &mut self.raised,
+        ) {
+            refused.push(problem(format!("{error:#}")));
+        }
+        let groups = Groups::of(&self.state);
+        for (ifindex, name) in &uplinks {
+            let result = groups::sync(&self.pins, &mut self.netlink, name, *ifindex, &groups);
+            refused.extend(result.err().map(|error| problem(format!("{error:#}"))));
         }
         let mut desired = desired;
         desired.problems.extend(refused);
@@ -472,7 +473,7 @@ impl Plane {
             .pins
             .uplinks()
             .iter()
-            .any(|(name, _)| self.pins.uplink(name).join("xdp").exists());
+            .any(|uplink| uplink.xdp && uplink.has_programs());
         if !xdp {
             return false;
         }
@@ -495,8 +496,9 @@ impl Plane {
         any
     }
 
-    /// Looks at the guards as the kernel has them, and forgets what was found
-    /// out of machines, so that the next [`Plane::sync`] mends both.
+    /// Looks at the attachments as the kernel has them: puts back what uplinks
+    /// lack, and forgets the guards that ports lack and what was found out of
+    /// machines, so that the next [`Plane::sync`] mends both.
     ///
     /// # Errors
     /// When the kernel does not tell.
@@ -512,55 +514,12 @@ impl Plane {
         }
         self.guarded.retain(intact);
         self.takes_xdp.clear();
-        Ok(())
-    }
-
-    /// Has the uplink receive the solicited-node groups of single addresses, or
-    /// all groups where there are prefixes or too many.
-    fn sync_groups(&mut self, name: &str, ifindex: u32) -> Result<()> {
-        let mut groups = BTreeSet::new();
-        let mut all = false;
-        for (prefix, owner) in &self.state.addresses {
-            match prefix {
-                IpNet::V6(net) if *owner != HOST && plan::address_map(prefix) == map::ADDRS6 => {
-                    let [.., a, b, c] = net.addr().octets();
-                    groups.insert([0x33, 0x33, 0xff, a, b, c]);
-                }
-                IpNet::V6(_) if *owner != HOST => all = true,
-                _ => {}
-            }
-        }
-        if all || groups.len() > MAX_GROUPS {
-            all = true;
-            groups.clear();
-        }
-        let records = self.pins.records(name);
-        let ours: BTreeSet<Mac> = records.iter().filter_map(|name| group_of(name)).collect();
-        let switched = records.iter().any(|record| record == ALL_MULTICAST);
-        if all && !switched && !multicast::allmulti(&mut self.netlink, ifindex)? {
-            self.pins.record_uplink(name, ALL_MULTICAST, "on")?;
-            multicast::set_allmulti(&mut self.netlink, ifindex, true)?;
-        }
-        for group in groups.difference(&ours) {
-            if multicast::join(ifindex, *group)? {
-                self.pins
-                    .record_uplink(name, &group_name(*group), "joined")?;
-            }
-        }
-        for group in ours.difference(&groups) {
-            multicast::leave(ifindex, *group)?;
-            self.pins.forget(name, &group_name(*group))?;
-        }
-        if !all && switched {
-            multicast::set_allmulti(&mut self.netlink, ifindex, false)?;
-            self.pins.forget(name, ALL_MULTICAST)?;
-        }
-        Ok(())
+        self.mend_uplinks()
     }
 
     /// Takes all that is ours off one uplink, and puts back what was changed.
     /// Goes on after failures; each is a line.
-    fn take_off(&mut self, name: &str, ifindex: u32) -> Vec<String> {
+    pub(super) fn take_off(&mut self, name: &str, ifindex: u32) -> Vec<String> {
         let mut failed = Vec::new();
         let links = self.links(name);
         let links: Vec<_> = links
@@ -570,17 +529,8 @@ impl Plane {
         if let Err(errors) = self.uplinks.detach(ifindex, &links) {
             failed.extend(errors.0.iter().map(ToString::to_string));
         }
-        let exists = nix::net::if_::if_indextoname(ifindex).is_ok();
-        for record in self.pins.records(name).into_iter().filter(|_| exists) {
-            let result = match group_of(&record) {
-                Some(group) => multicast::leave(ifindex, group).map(drop),
-                None if record == ALL_MULTICAST => {
-                    multicast::set_allmulti(&mut self.netlink, ifindex, false)
-                }
-                None => Ok(()),
-            };
-            failed.extend(result.err().map(|error| error.to_string()));
-        }
+        let put_back = groups::put_back(&self.pins, &mut self.netlink, name, ifindex);
+        failed.extend(put_back);
         failed.extend(
             self.pins
                 .remove_uplink(name)
@@ -591,28 +541,39 @@ impl Plane {
     }
 
     /// Takes the data plane off the uplinks named, and the rest of it away when
-    /// no uplink is left. Returns a line for each thing that failed.
+    /// no uplink is left. With a bridge or bond its ports go that were attached
+    /// themselves. Returns a line for each thing that failed.
     ///
     /// # Errors
     /// When an uplink is named that is not attached: then nothing is done.
     pub fn detach(&mut self, names: &[String], wanted: &Wanted<'_>) -> Result<Vec<String>> {
+        self.follow_names(wanted.host)?;
         let recorded = self.pins.uplinks();
+        let mut chosen = BTreeSet::new();
         for name in names {
-            if !recorded.iter().any(|(uplink, _)| uplink == name) {
-                let attached: Vec<_> = recorded.iter().map(|(name, _)| name.as_str()).collect();
+            let ifindex = wanted.host.link(name).map(|link| link.ifindex);
+            let Some(uplink) = recorded
+                .iter()
+                .find(|uplink| uplink.name == *name || Some(uplink.ifindex) == ifindex)
+            else {
+                let attached: Vec<_> = recorded.iter().map(|uplink| &*uplink.name).collect();
                 bail!("{name} is not attached; attached: {}", attached.join(", "));
-            }
+            };
+            let ports = recorded
+                .iter()
+                .filter(|port| port.master == Some(uplink.ifindex));
+            chosen.extend(ports.chain([uplink]).map(|uplink| &*uplink.name));
         }
         let mut failed = Vec::new();
-        let mut left = 0;
-        for (name, ifindex) in &recorded {
-            if names.is_empty() || names.contains(name) {
-                failed.extend(self.take_off(name, *ifindex));
+        let mut left = false;
+        for uplink in &recorded {
+            if names.is_empty() || chosen.contains(&*uplink.name) {
+                failed.extend(self.take_off(&uplink.name, uplink.ifindex));
             } else {
-                left += 1;
+                left |= !uplink.follows;
             }
         }
-        if left > 0 {
+        if left {
             self.sync(wanted)?;
         } else {
             failed.extend(self.teardown());
@@ -623,12 +584,13 @@ impl Plane {
     /// Takes everything away. Goes on after failures; each is a line.
     fn teardown(&mut self) -> Vec<String> {
         let mut failed = Vec::new();
-        for (name, ifindex) in self.pins.uplinks() {
-            failed.extend(self.take_off(&name, ifindex));
+        for uplink in self.pins.uplinks() {
+            failed.extend(self.take_off(&uplink.name, uplink.ifindex));
         }
         if let Err(errors) = self.ports.remove_all() {
             failed.extend(errors.0.iter().map(ToString::to_string));
         }
+        failed.extend(raise::lower(&self.pins, &mut self.netlink));
         failed.extend(
             self.pins
                 .remove_all()
@@ -641,13 +603,14 @@ impl Plane {
     /// Removes what an attach that did not come to an end has left.
     fn sweep(pins: &Pins) -> Result<()> {
         let mut uplinks = Uplinks::open()?;
-        for (name, ifindex) in pins.uplinks() {
-            let folder = pins.uplink(&name);
+        for uplink in pins.uplinks() {
+            let folder = pins.uplink(&uplink.name);
             for (hook, file) in LINKS {
-                uplinks.detach(ifindex, &[(hook, &folder.join(file))])?;
+                uplinks.detach(uplink.ifindex, &[(hook, &folder.join(file))])?;
             }
         }
         Ports::open(&pins.ports())?.remove_all()?;
+        raise::lower(pins, &mut Netlink::open()?);
         pins.remove_all()
     }
 
@@ -670,23 +633,12 @@ fn unfinished(bpf_dir: &Path) -> String {
     )
 }
 
-const fn program_of(hook: Hook) -> &'static str {
+pub(super) const fn program_of(hook: Hook) -> &'static str {
     match hook {
         Hook::Xdp => program::UPLINK_XDP,
         Hook::TcIngress => program::UPLINK_INGRESS,
         Hook::TcEgress => program::UPLINK_EGRESS,
     }
-}
-
-fn group_name(group: Mac) -> String {
-    format!("{GROUP}{}", DisplayMac(group).to_string().replace(':', ""))
-}
-
-fn group_of(record: &str) -> Option<Mac> {
-    let digits = record.strip_prefix(GROUP)?;
-    let number = u64::from_str_radix(digits, 16).ok()?;
-    let [_, _, mac @ ..] = number.to_be_bytes();
-    Some(mac)
 }
 
 fn problem(message: String) -> Problem {

@@ -1,12 +1,14 @@
 //! The host's network as the kernel tells it, and the few things asked of it.
 
+pub mod announce;
 pub mod firewall;
 pub mod multicast;
 pub mod namespace;
 pub mod neighbor;
 pub mod netlink;
 pub mod observe;
-pub(crate) mod read;
+#[doc(hidden)]
+pub mod read;
 pub mod xdp_ready;
 
 pub use netlink::Error;

@@ -1,9 +1,16 @@
-//! Link-layer multicast groups and `allmulti` of an interface.
+//! Link-layer multicast groups and `allmulti` of an interface, and memberships
+//! that are reported to switches.
 //!
-//! The groups are the device's own, as those of `ip maddr add`, so that they
-//! outlive the process; a socket's memberships would not.
+//! The groups are the device's own, as those of `ip maddr add`, and memberships
+//! are the kernel's, as those of `ip address add … autojoin`, so that both outlive
+//! the process; a socket's memberships would not.
 
-use std::{fs, io, os::fd::AsRawFd, os::unix::net::UnixDatagram};
+use std::{
+    fs, io,
+    net::Ipv6Addr,
+    os::{fd::AsRawFd, unix::net::UnixDatagram},
+    path::Path,
+};
 
 use netspawn_ebpf::wire::Mac;
 
@@ -13,6 +20,14 @@ use super::{
 };
 use crate::model::DisplayMac;
 
+/// `linux/if_addr.h`: the membership of a multicast address is the address's.
+const IFA_F_MCAUTOJOIN: u32 = 0x400;
+/// The kernel's counters of IPv6, a file an interface.
+const COUNTERS: &str = "/proc/thread-self/net/dev_snmp6";
+/// That of MLD queries received (type 130, RFC 3810 5.1).
+const QUERIES: &str = "Icmp6InType130";
+/// Columns: ifindex, name, group in hexadecimal, users, flags, timer.
+const MEMBERS: &str = "/proc/thread-self/net/igmp6";
 /// Columns: ifindex, name, users, global, address.
 const LIST: &str = "/proc/thread-self/net/dev_mcast";
 
@@ -49,6 +64,18 @@ pub enum Error {
         ifindex: u32,
         /// What was asked for.
         on: bool,
+        /// The kernel's reason.
+        source: netlink::Error,
+    },
+    /// Having a membership reported, or no longer.
+    #[error("interface {ifindex}: cannot {action} {group} with reports to switches: {source}")]
+    Report {
+        /// The interface.
+        ifindex: u32,
+        /// What was tried.
+        action: &'static str,
+        /// The group.
+        group: Ipv6Addr,
         /// The kernel's reason.
         source: netlink::Error,
     },
@@ -153,6 +180,83 @@ pub fn allmulti(netlink: &mut Netlink, ifindex: u32) -> Result<bool, netlink::Er
     netlink.get(super::read::get_link(ifindex), |message| {
         Some(message.field(8) & libc::IFF_ALLMULTI as u32 != 0)
     })
+}
+
+/// Whether somebody on the link has asked who wants which group, as a switch does,
+/// or has a router do, that then sends groups only where they were reported
+/// (RFC 4541 3).
+pub fn queried(interface: &str) -> bool {
+    let text = fs::read_to_string(Path::new(COUNTERS).join(interface)).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.strip_prefix(QUERIES))
+        .any(|count| count.trim() != "0")
+}
+
+/// Has the kernel join a group and report it, until [`leave_reported`]; whether it
+/// was not asked to before.
+///
+/// When the link is set down, the address that stands for the membership goes, the
+/// membership stays, and joining again is refused with EADDRINUSE.
+pub fn join_reported(netlink: &mut Netlink, ifindex: u32, group: Ipv6Addr) -> Result<bool, Error> {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    let request = address(libc::RTM_NEWADDR, flags, ifindex, group)
+        .u32(libc::IFA_FLAGS, IFA_F_MCAUTOJOIN | libc::IFA_F_NODAD);
+    match netlink.apply(request) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.errno(), Some(libc::EEXIST | libc::EADDRINUSE)) => Ok(false),
+        Err(source) => Err(Error::Report {
+            ifindex,
+            action: "join",
+            group,
+            source,
+        }),
+    }
+}
+
+/// Has the kernel leave a group that [`join_reported`] joined; whether it is a member
+/// no more. One whose link was set down meanwhile stays a member for as long as the
+/// interface exists: the address by which to have it leave is gone.
+pub fn leave_reported(netlink: &mut Netlink, ifindex: u32, group: Ipv6Addr) -> Result<bool, Error> {
+    match netlink.apply(address(libc::RTM_DELADDR, 0, ifindex, group)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == Some(libc::EADDRNOTAVAIL) => Ok(!member(ifindex, group)),
+        Err(source) => Err(Error::Report {
+            ifindex,
+            action: "leave",
+            group,
+            source,
+        }),
+    }
+}
+
+/// Whether an interface is a member of an IPv6 group, whoever had it join.
+fn member(ifindex: u32, group: Ipv6Addr) -> bool {
+    let text = fs::read_to_string(MEMBERS).unwrap_or_default();
+    let group = format!("{:032x}", group.to_bits());
+    text.lines().any(|line| {
+        let mut columns = line.split_whitespace();
+        let of = columns.next().and_then(|column| column.parse().ok());
+        of == Some(ifindex) && columns.nth(1) == Some(&group)
+    })
+}
+
+/// A request about an address that is a group.
+fn address(kind: u16, flags: i32, ifindex: u32, group: Ipv6Addr) -> Request {
+    // ifaddrmsg: family, prefix length, flags, scope, ifindex (4).
+    let mut header = [
+        libc::AF_INET6 as u8,
+        128,
+        0,
+        libc::RT_SCOPE_LINK,
+        0,
+        0,
+        0,
+        0,
+    ];
+    header[4..].copy_from_slice(&ifindex.to_ne_bytes());
+    Request::new(kind, flags, &header)
+        .attr(libc::IFA_LOCAL, &group.octets())
+        .attr(libc::IFA_ADDRESS, &group.octets())
 }
 
 /// `SIOCADDMULTI` or `SIOCDELMULTI`; the interface's name and the outcome.

@@ -23,7 +23,7 @@ use super::{
     netlink::{Error, Message, Netlink, messages, receive},
     read,
 };
-use crate::model::{Host, Link, Neighbor, Route};
+use crate::model::{Host, Link, Neighbor, Route, Unfollowed};
 
 /// `nl_groups` of what is followed; all have numbers below 32.
 const GROUPS: u32 = (libc::RTMGRP_LINK
@@ -45,6 +45,22 @@ impl Host {
     /// Reads the whole state once, blocking.
     pub fn dump() -> Result<Host, Error> {
         Ok(Tables::dump(&mut Netlink::open()?)?.host())
+    }
+}
+
+impl Unfollowed {
+    /// Reads the tables once, blocking.
+    pub fn dump() -> Result<Unfollowed, Error> {
+        let mut netlink = Netlink::open()?;
+        let mut proxies = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            proxies.extend(or_empty(
+                netlink.dump(read::get_proxies(family), |message| read::proxy(&message)),
+            )?);
+        }
+        let stations =
+            or_empty(netlink.dump(read::get_stations(), |message| read::station(&message)))?;
+        Ok(Unfollowed { proxies, stations })
     }
 }
 

@@ -4,10 +4,10 @@
 use std::{net::IpAddr, num::NonZeroU32};
 
 use ipnet::IpNet;
-use netspawn_ebpf::wire::Mac;
+use netspawn_ebpf::wire::{Mac, ether_type};
 
 use super::netlink::{Message, Netlink, Request, attrs, read_ip, read_text, read_u32};
-use crate::model::{Link, Neighbor, Peer, Route};
+use crate::model::{Link, Neighbor, Peer, Proxy, Route, Station, Vlan};
 
 /// Bytes of `ifinfomsg`.
 pub const IFINFOMSG: usize = 16;
@@ -66,6 +66,22 @@ pub fn get_neighbors(family: i32) -> Request {
     Request::new(libc::RTM_GETNEIGH, 0, &header)
 }
 
+/// Asks for all proxy neighbors of a family, which a dump of neighbors leaves
+/// out (`neigh_dump_info` in net/core/neighbour.c).
+pub fn get_proxies(family: i32) -> Request {
+    let mut header = [0; NDMSG];
+    header[0] = family as u8;
+    header[10] = NTF_PROXY;
+    Request::new(libc::RTM_GETNEIGH, 0, &header)
+}
+
+/// Asks for the forwarding databases of all bridges.
+pub fn get_stations() -> Request {
+    let mut header = [0; NDMSG];
+    header[0] = libc::AF_BRIDGE as u8;
+    Request::new(libc::RTM_GETNEIGH, 0, &header)
+}
+
 /// A link, without its peer's MAC. `None` for messages of another family,
 /// which tell of bridge ports and IPv6 settings.
 pub fn link(message: &Message<'_>) -> Option<Link> {
@@ -84,10 +100,12 @@ pub fn link(message: &Message<'_>) -> Option<Link> {
         admin_up: flags & libc::IFF_UP as u32 != 0,
         carrier: flags & libc::IFF_LOWER_UP as u32 != 0,
         master: None,
+        vlan: None,
         peer: None,
     };
     let mut lower = None;
     let mut netnsid = None;
+    let mut data = None;
     for (kind, value) in message.attrs(IFINFOMSG) {
         match kind {
             libc::IFLA_IFNAME => link.name = read_text(value),
@@ -97,9 +115,9 @@ pub fn link(message: &Message<'_>) -> Option<Link> {
             libc::IFLA_LINK => lower = NonZeroU32::new(read_u32(value)).map(u32::from),
             libc::IFLA_LINK_NETNSID => netnsid = Some(read_u32(value) as i32),
             libc::IFLA_LINKINFO => {
-                link.kind = attrs(value)
-                    .find(|(kind, _)| *kind == libc::IFLA_INFO_KIND)
-                    .map(|(_, value)| read_text(value));
+                let info = |wanted| attrs(value).find(|(kind, _)| *kind == wanted);
+                link.kind = info(libc::IFLA_INFO_KIND).map(|(_, value)| read_text(value));
+                data = info(libc::IFLA_INFO_DATA).map(|(_, value)| value);
             }
             libc::IFLA_PROP_LIST => {
                 link.alt_names = attrs(value)
@@ -110,6 +128,10 @@ pub fn link(message: &Message<'_>) -> Option<Link> {
             _ => {}
         }
     }
+    // Of another namespace, it is out of our hands.
+    if link.kind.as_deref() == Some("vlan") && netnsid.is_none() {
+        link.vlan = data.and_then(|data| vlan(data, lower?));
+    }
     if link.kind.as_deref() == Some("veth") {
         link.peer = lower.map(|ifindex| Peer {
             ifindex,
@@ -118,6 +140,19 @@ pub fn link(message: &Message<'_>) -> Option<Link> {
         });
     }
     Some(link)
+}
+
+/// What a VLAN interface's `IFLA_INFO_DATA` says; `None` for 802.1ad.
+fn vlan(data: &[u8], lower: u32) -> Option<Vlan> {
+    const VLAN_ID: u16 = 1;
+    const VLAN_PROTOCOL: u16 = 5;
+    let u16_of = |wanted| {
+        let (_, value) = attrs(data).find(|(kind, _)| *kind == wanted)?;
+        value.first_chunk::<2>().copied()
+    };
+    let protocol = u16_of(VLAN_PROTOCOL).map_or(ether_type::VLAN, u16::from_be_bytes);
+    let id = u16::from_ne_bytes(u16_of(VLAN_ID)?);
+    (protocol == ether_type::VLAN).then_some(Vlan { lower, id })
 }
 
 /// An address of the host and the interface it is on.
@@ -266,6 +301,42 @@ pub fn neighbor(message: &Message<'_>) -> Option<Neighbor> {
     })
 }
 
+/// A proxy neighbor.
+pub fn proxy(message: &Message<'_>) -> Option<Proxy> {
+    if message.byte(10) & NTF_PROXY == 0 {
+        return None;
+    }
+    let (_, address) = message
+        .attrs(NDMSG)
+        .find(|(kind, _)| *kind == libc::NDA_DST)?;
+    Some(Proxy {
+        ifindex: NonZeroU32::new(message.field(4)).map(u32::from),
+        address: read_ip(address)?,
+    })
+}
+
+/// A station behind a port of a bridge, unless it is the bridge's own.
+pub fn station(message: &Message<'_>) -> Option<Station> {
+    let state = u16::from_ne_bytes([message.byte(8), message.byte(9)]);
+    if i32::from(message.byte(0)) != libc::AF_BRIDGE || state & libc::NUD_PERMANENT != 0 {
+        return None;
+    }
+    let mut station = None;
+    let mut bridged = false;
+    for (kind, value) in message.attrs(NDMSG) {
+        match kind {
+            libc::NDA_LLADDR => station = mac(value),
+            // Devices have tables of their own, which have none.
+            libc::NDA_MASTER => bridged = true,
+            _ => {}
+        }
+    }
+    Some(Station {
+        port: message.field(4),
+        mac: station.filter(|_| bridged)?,
+    })
+}
+
 /// An Ethernet address; other hardware has longer and shorter ones.
 fn mac(bytes: &[u8]) -> Option<Mac> {
     bytes.try_into().ok()
@@ -281,6 +352,20 @@ pub fn peer_mac(netlink: &mut Netlink, ifindex: u32, netnsid: i32) -> Option<Mac
                 .attrs(IFINFOMSG)
                 .find(|(kind, _)| *kind == libc::IFLA_ADDRESS)
                 .and_then(|(_, value)| mac(value))
+        })
+        .ok()
+}
+
+/// The name of a veth's other end in another namespace, `None` when it cannot
+/// be asked for or is gone.
+pub fn peer_name(netlink: &mut Netlink, ifindex: u32, netnsid: i32) -> Option<String> {
+    let request = get_link(ifindex).u32(libc::IFLA_TARGET_NETNSID, netnsid as u32);
+    netlink
+        .get(request, |message| {
+            message
+                .attrs(IFINFOMSG)
+                .find(|(kind, _)| *kind == libc::IFLA_IFNAME)
+                .map(|(_, value)| read_text(value))
         })
         .ok()
 }

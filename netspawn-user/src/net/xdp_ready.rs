@@ -9,7 +9,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::{fs::MetadataExt, net::UnixDatagram},
     },
     path::PathBuf,
@@ -19,19 +19,16 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use super::{
-    netlink::{Netlink, Request, attrs, read_u32},
+    namespace,
+    netlink::{Netlink, attrs},
     read::{IFINFOMSG, get_link},
 };
 use crate::model::Peer;
 
 /// `ETHTOOL_GGRO`: reads whether GRO is on.
 const ETHTOOL_GGRO: u32 = 0x2b;
-const NETNSA_NSID: u16 = 1;
-const NETNSA_FD: u16 = 3;
 /// `IFLA_XDP_ATTACHED`: 0 is "nothing".
 const IFLA_XDP_ATTACHED: u16 = 2;
-/// Bytes of `rtgenmsg`, padded.
-const RTGENMSG: usize = 4;
 
 /// For each peer whether it takes XDP frames, `None` where it could not be
 /// found out. Looks through the namespaces of all processes once, so that many
@@ -70,7 +67,7 @@ pub fn take_xdp(netlink: &mut Netlink, peers: &[Peer]) -> Vec<Option<bool>> {
         {
             continue;
         }
-        let netnsid = netns_id(netlink, &file);
+        let netnsid = namespace::id_of_file(netlink, &file);
         if let Some(indices) = netnsid.and_then(|netnsid| open.remove(&Some(netnsid))) {
             ask(Some(file.into()), indices);
         }
@@ -115,22 +112,6 @@ fn namespace_files() -> impl Iterator<Item = PathBuf> {
             })
             .map(|path| path.join("ns/net")),
     )
-}
-
-/// The id that this namespace has for another; `None` when it has none, or the
-/// file is not of a network namespace.
-fn netns_id(netlink: &mut Netlink, namespace: &File) -> Option<i32> {
-    let request = Request::new(libc::RTM_GETNSID, 0, &[0; RTGENMSG])
-        .u32(NETNSA_FD, namespace.as_raw_fd().cast_unsigned());
-    netlink
-        .get(request, |message| {
-            message
-                .attrs(RTGENMSG)
-                .find(|(kind, _)| *kind == NETNSA_NSID)
-                .map(|(_, value)| read_u32(value).cast_signed())
-        })
-        .ok()
-        .filter(|netnsid| *netnsid >= 0)
 }
 
 /// Whether GRO is on, for interfaces of a namespace (`None`: of this one).

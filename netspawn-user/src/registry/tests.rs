@@ -1,3 +1,5 @@
+mod sequence;
+
 use ipnet::Ipv4Net;
 use netspawn_ebpf::abi::settings_flag;
 use proptest::prelude::*;
@@ -5,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     config::{HostAccess, Isolation},
-    model::{Neighbor, Peer},
+    model::{Neighbor, Peer, Vlan},
 };
 
 const ETH0: u32 = 2;
@@ -39,6 +41,7 @@ fn link(ifindex: u32, name: &str) -> Link {
         admin_up: true,
         carrier: true,
         master: None,
+        vlan: None,
         peer: Some(Peer {
             ifindex: 2,
             netnsid: Some(0),
@@ -484,6 +487,63 @@ fn link_local_addresses_of_ports_are_not_the_hosts() {
 }
 
 #[test]
+fn port_in_a_bridge_is_known_by_the_bridges_addresses() {
+    let mut world = World::new();
+    world.declare("web", &["203.0.113.2"]);
+    world.link(9, "br0").kind = Some("bridge".to_owned());
+    world.link(7, "ve-web").master = Some(9);
+    for (ifindex, address) in [(7, "fe80::7/64"), (9, "fe80::9/64")] {
+        let address = address.parse().unwrap();
+        world.host.addresses.push((ifindex, address));
+    }
+    let known_by = |world: &World| {
+        let web = world.resolve().state.endpoints[&0].forward;
+        (web.ifindex, web.port_mac, web.port_link_local[15])
+    };
+    let mac = |world: &World, ifindex| world.host.links[&ifindex].mac;
+    assert_eq!(known_by(&world), (7, mac(&world, 9), 9));
+    // A VRF takes no frames in.
+    world.link(9, "vrf0").kind = Some("vrf".to_owned());
+    assert_eq!(known_by(&world), (7, mac(&world, 7), 7));
+}
+
+/// A bridge has the lowest address of its ports, which changes when one joins.
+#[test]
+fn gateways_address_stays_while_the_bridge_has_it_on_a_port() {
+    let mut world = World::new();
+    world.declare("web", &["203.0.113.2"]);
+    world.link(9, "br0").kind = Some("bridge".to_owned());
+    world.link(7, "ve-web").master = Some(9);
+    let told = world.host.links[&7].mac;
+    world.host.links.get_mut(&9).unwrap().mac = told;
+    let port_mac = |world: &mut World| world.settle().state.endpoints[&0].forward.port_mac;
+    assert_eq!(port_mac(&mut world), told);
+    world.link(5, "ve-db").master = Some(9);
+    let lowest = world.host.links[&5].mac;
+    world.host.links.get_mut(&9).unwrap().mac = lowest;
+    assert_eq!(port_mac(&mut world), told);
+    // Out of the bridge it has its own.
+    world.host.links.get_mut(&7).unwrap().mac = [2; 6];
+    assert_eq!(port_mac(&mut world), lowest);
+    world.host.links.get_mut(&7).unwrap().master = None;
+    assert_eq!(port_mac(&mut world), [2; 6]);
+}
+
+#[test]
+fn routes_through_uplinks_declare_no_machine() {
+    let mut world = World::new();
+    let declaration = world.declare("eth0", &["203.0.113.2"]);
+    declaration.interface = Some("eth0".to_owned());
+    assert_eq!(world.resolve().machines.len(), 1);
+    world.declare("eth0", &["203.0.113.2"]).source = SourceKind::Kernel;
+    let declaration = world.snapshot.declarations.get_mut("eth0").unwrap();
+    declaration.interface = Some("eth0".to_owned());
+    let desired = world.resolve();
+    assert_eq!(desired.machines, []);
+    assert_eq!(desired.problems(), [""; 0]);
+}
+
+#[test]
 fn ids_are_kept_and_new_ones_take_what_nobody_holds() {
     let mut world = World::new();
     world.limits.max_machines = 3;
@@ -688,6 +748,38 @@ fn lowest_metric_serves_and_other_interfaces_are_refused() {
         (nexthop_flag::RESOLVED, 1500),
         "the uplink's own default serves"
     );
+}
+
+#[test]
+fn vlan_interface_of_an_uplink_is_a_way_with_its_id() {
+    let mut world = World::new();
+    for (ifindex, name, lower) in [(20, "eth0.30", ETH0), (21, "other.30", 9)] {
+        let link = world.link(ifindex, name);
+        link.kind = Some("vlan".to_owned());
+        link.peer = None;
+        link.vlan = Some(Vlan { lower, id: 30 });
+    }
+    for (destination, ifindex) in [("198.51.100.0/24", 20), ("100.64.0.0/24", 21)] {
+        let route = Route {
+            destination: destination.parse().unwrap(),
+            ifindex: Some(ifindex),
+            gateway: None,
+            priority: 0,
+            mtu: None,
+            refused: false,
+        };
+        world.host.routes.push(route);
+    }
+    let desired = world.resolve();
+    let hop = |destination: &str| desired.state.nexthops[&desired.state.routes[&net(destination)]];
+    assert_eq!(hop("198.51.100.0/24").ifindex, 20);
+    assert_eq!(hop("198.51.100.0/24").flags >> nexthop_flag::VLAN_SHIFT, 30);
+    assert_eq!(hop("100.64.0.0/24").flags, nexthop_flag::REFUSED);
+
+    world.uplinks.insert(20);
+    let desired = world.resolve();
+    let hop = |destination: &str| desired.state.nexthops[&desired.state.routes[&net(destination)]];
+    assert_eq!(hop("198.51.100.0/24").flags, 0, "an uplink of its own");
 }
 
 #[test]

@@ -16,7 +16,6 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use ipnet::IpNet;
 use serde::Serialize;
 
 use super::layers::{Keys, Layer, Layers};
@@ -37,7 +36,8 @@ const KNOWN: &[&str] = &[
     "sources",
 ];
 
-fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
+/// Reads the text of a machine file; all its faults when it has any.
+pub fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
     let mut keys = Keys::default();
     let (mut document, table) = Document::parse(path, text);
     for (key, value) in &table {
@@ -208,25 +208,19 @@ struct Written<'a> {
     sources: Vec<String>,
 }
 
-/// An address as people write it: without the length that says it is one.
-fn shortest(prefix: &IpNet) -> String {
-    if prefix.prefix_len() == prefix.max_prefix_len() {
-        prefix.addr().to_string()
-    } else {
-        prefix.to_string()
-    }
-}
-
 /// The text of a declaration's file.
-fn text_of(declaration: &Declaration) -> anyhow::Result<String> {
+///
+/// # Errors
+/// None that a declaration could cause.
+pub fn text_of(declaration: &Declaration) -> anyhow::Result<String> {
     let mut text = toml::to_string_pretty(&Written {
         interface: declaration.interface.as_deref(),
-        addresses: declaration.addresses.iter().map(shortest).collect(),
+        addresses: declaration.addresses.iter().map(fields::shortest).collect(),
         tenant: declaration.tenant.as_deref(),
         mac: declaration.mac.map(|mac| DisplayMac(mac).to_string()),
         vlan: declaration.vlan,
         any_mac: declaration.any_mac.then_some(true),
-        sources: declaration.sources.iter().map(shortest).collect(),
+        sources: declaration.sources.iter().map(fields::shortest).collect(),
     })?;
     if !text.ends_with('\n') {
         text.push('\n');
@@ -248,9 +242,58 @@ pub fn write_machine(run_dir: &Path, declaration: &Declaration) -> anyhow::Resul
     Ok(path)
 }
 
+/// What became of a file that was not to replace one that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It is written.
+    Written,
+    /// There is one, which says the same.
+    Same,
+    /// There is one, which says something else.
+    Differs,
+}
+
+/// Writes `DIR/machines/NAME.toml` as [`write_machine`] does, unless there is
+/// one.
+///
+/// # Errors
+/// When the folder cannot be made, the file cannot be written, or the one that
+/// is there cannot be read.
+pub fn create_machine(dir: &Path, declaration: &Declaration) -> anyhow::Result<Created> {
+    let path = machine_path(dir, &declaration.name);
+    let text = text_of(declaration)?;
+    let result = draft(&path, text.as_bytes()).and_then(|draft| {
+        draft
+            .persist_noclobber(&path)
+            .map_err(|error| error.error)?;
+        sync_folder(&path)
+    });
+    match result {
+        Ok(()) => Ok(Created::Written),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let there =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok(if there == text.as_bytes() {
+                Created::Same
+            } else {
+                Created::Differs
+            })
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot write {}", path.display())),
+    }
+}
+
 /// Makes the content of a file this one, at once or not at all.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    draft(path, bytes)?
+        .persist(path)
+        .map_err(|error| error.error)?;
+    sync_folder(path)
+}
+
+/// A file beside the one it is to become, with its content on disk.
+fn draft(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
+    let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     let mut draft = tempfile::Builder::new()
         .prefix(".")
@@ -259,8 +302,16 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .tempfile_in(folder)?;
     draft.write_all(bytes)?;
     draft.as_file().sync_all()?;
-    draft.persist(path).map_err(|error| error.error)?;
-    File::open(folder)?.sync_all()
+    Ok(draft)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
+
+/// Puts the names in a file's folder on disk.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
 }
 
 /// What became of a machine whose file in RUNDIR is deleted.

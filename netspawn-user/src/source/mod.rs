@@ -1,7 +1,7 @@
 //! Where declarations of machines, and their links, come from.
 
 mod files;
-mod kernel;
+pub mod kernel;
 mod layers;
 pub mod machined;
 mod nspawn;
@@ -15,11 +15,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+#[doc(hidden)]
+pub use files::parse as parse_machine;
 pub(crate) use files::replace;
-pub use files::{Removed, machine_path, remove_machine, write_machine};
+pub use files::{
+    Created, Removed, create_machine, machine_path, remove_machine, text_of, write_machine,
+};
+pub use nspawn::parse as parse_nspawn;
 pub use watch::Watcher;
 
-use self::{files::Files, layers::Layers, nspawn::NspawnFiles};
+use self::{files::Files, kernel::Kernel, layers::Layers, nspawn::NspawnFiles};
 use crate::{
     model::{Declaration, Host, SourceKind},
     problem::{Fault, Problem, did_you_mean},
@@ -144,6 +149,7 @@ pub struct Sources {
     enabled: BTreeSet<Source>,
     files: Files,
     nspawn: NspawnFiles,
+    kernel: Kernel,
     last_good: BTreeMap<String, Declaration>,
 }
 
@@ -158,6 +164,7 @@ impl Sources {
             enabled: enabled.into_iter().collect(),
             files: Files::new(config_dir, run_dir),
             nspawn: NspawnFiles::new(),
+            kernel: Kernel::default(),
             last_good: BTreeMap::new(),
         }
     }
@@ -190,7 +197,7 @@ impl Sources {
             self.nspawn.read(&mut layers);
         }
         if self.enabled.contains(&Source::Kernel) {
-            kernel::read(host, &mut layers);
+            self.kernel.read(host, &mut layers);
         }
         let mut snapshot = layers.merge();
         for (name, declaration) in std::mem::take(&mut self.last_good) {

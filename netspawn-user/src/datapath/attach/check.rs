@@ -79,6 +79,20 @@ pub fn uplink_check<'a>(host: &'a Host, name: &str) -> Result<&'a Link, UplinkEr
     Ok(link)
 }
 
+/// The interface that has a link's frames in the end: the outermost bridge or
+/// bond that it is a port of, or the link itself.
+pub fn outermost<'a>(host: &'a Host, link: &'a Link) -> &'a Link {
+    let mut link = link;
+    // The kernel nests eight at most (`MAX_NEST_DEV`).
+    for _ in 0..8 {
+        match taking_master(host, link) {
+            Some(master) => link = master,
+            None => break,
+        }
+    }
+    link
+}
+
 /// The master that makes a link unfit; a VRF does not.
 fn taking_master<'a>(host: &'a Host, link: &Link) -> Option<&'a Link> {
     let master = host.links.get(&link.master?)?;
@@ -121,6 +135,7 @@ mod tests {
                     admin_up: true,
                     carrier: true,
                     master,
+                    vlan: None,
                     peer: None,
                 },
             );
@@ -140,6 +155,23 @@ mod tests {
         for name in ["eth0", "alt-eth0", "br0", "eth2"] {
             assert!(uplink_check(&host(), name).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn outermost_master_has_the_frames() {
+        let mut host = host();
+        // eth1 is a port of br0; a VRF takes no frames from its ports.
+        for (name, outer) in [("eth0", "eth0"), ("eth1", "br0"), ("eth2", "eth2")] {
+            let link = host.link(name).unwrap();
+            assert_eq!(outermost(&host, link).name, outer, "{name}");
+        }
+        host.links.get_mut(&4).unwrap().kind = Some("bond".to_owned());
+        host.links.get_mut(&4).unwrap().master = Some(8);
+        let mut bridge = host.links[&2].clone();
+        (bridge.ifindex, bridge.name, bridge.kind) =
+            (8, "br1".to_owned(), Some("bridge".to_owned()));
+        host.links.insert(8, bridge);
+        assert_eq!(outermost(&host, &host.links[&3]).name, "br1");
     }
 
     #[test]

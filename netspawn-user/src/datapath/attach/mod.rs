@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use check::{UplinkError, uplink_check};
+pub use check::{UplinkError, outermost, uplink_check};
 pub use ports::{Guard, PortState, Ports};
 pub use tc::{BLOCK, HANDLE, NAME, PRIORITY};
 pub use uplink::{Change, Means, UplinkProgram, Uplinks};

@@ -1,0 +1,478 @@
+//! Which announcement is due when. Pure: time comes in from outside.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use netspawn_ebpf::{
+    abi::{HOST, endpoint_flag},
+    wire::Mac,
+};
+
+use crate::{model::Host, plan::State};
+
+/// How often an address is announced on an uplink.
+pub const TIMES: u8 = 3;
+/// How long after an announcement the same one follows.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Time between frames when there are many: 1,000 a second.
+const PACE: Duration = Duration::from_millis(1);
+/// Frames that may leave at once after a pause.
+const BURST: u32 = 50;
+/// Frames that are waited for together while the pace holds them back.
+const BATCH: u32 = 10;
+/// How soon an address is defended again (RFC 5227 2.4, DEFEND_INTERVAL).
+const DEFEND: Duration = Duration::from_secs(10);
+
+/// An uplink on which addresses are announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its link-layer address.
+    pub mac: Mac,
+    /// Whether its link works.
+    pub carrier: bool,
+}
+
+/// What is answered for, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Uplinks by ifindex.
+    pub uplinks: BTreeMap<u32, Place>,
+    /// Single addresses of machines that are up, with their 802.1Q id on the
+    /// uplink (0: untagged).
+    pub addresses: BTreeMap<IpAddr, u16>,
+}
+
+impl Served {
+    /// What programs with this content of the maps answer for. Without `host`
+    /// all uplinks count as working.
+    pub fn of(state: &State, host: Option<&Host>) -> Self {
+        let works = |ifindex| match host {
+            Some(host) => host
+                .links
+                .get(ifindex)
+                .is_some_and(|link| link.admin_up && link.carrier),
+            None => true,
+        };
+        Served {
+            uplinks: state
+                .uplinks
+                .iter()
+                .map(|(ifindex, uplink)| {
+                    let place = Place {
+                        mac: uplink.mac,
+                        carrier: works(ifindex),
+                    };
+                    (*ifindex, place)
+                })
+                .collect(),
+            addresses: state
+                .addresses
+                .iter()
+                .filter(|(prefix, owner)| {
+                    **owner != HOST && prefix.prefix_len() == prefix.max_prefix_len()
+                })
+                .filter_map(|(prefix, owner)| {
+                    let endpoint = &state.endpoints.get(owner)?.forward;
+                    let up = endpoint.flags & endpoint_flag::UP != 0;
+                    up.then_some((prefix.addr(), endpoint.vlan))
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Why all addresses are announced on an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It has been attached.
+    Attached,
+    /// It has another link-layer address.
+    Mac(Mac),
+    /// Its link works again.
+    Carrier,
+}
+
+/// A frame to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// ifindex of the uplink.
+    pub uplink: u32,
+    /// The uplink's link-layer address.
+    pub mac: Mac,
+    /// The address.
+    pub address: IpAddr,
+    /// 802.1Q id, 0 for none.
+    pub vlan: u16,
+}
+
+/// An address on an uplink.
+type Key = (u32, IpAddr);
+/// When, and in which order among those of that time.
+type Slot = (Instant, u64);
+
+/// What is still to be sent of one address on one uplink.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    slot: Slot,
+    left: u8,
+}
+
+/// Announcements that wait for their time.
+///
+/// A job names only the address and the uplink. What is sent follows from what
+/// is served when its time has come, so that nothing withdrawn is announced.
+#[derive(Debug)]
+pub struct Queue {
+    served: Served,
+    times: u8,
+    jobs: HashMap<Key, Job>,
+    slots: BTreeMap<Slot, Key>,
+    order: u64,
+    /// The pace allows a frame from then on.
+    free: Option<Instant>,
+    /// While the pace holds frames back: until then.
+    held: Option<Instant>,
+    defended: HashMap<IpAddr, Instant>,
+}
+
+impl Queue {
+    /// A queue that takes what is `served` for known to everybody, and announces
+    /// each address `times` times, [`TIMES`] at most.
+    pub fn new(served: Served, times: u8) -> Self {
+        Queue {
+            served,
+            times: times.min(TIMES),
+            jobs: HashMap::new(),
+            slots: BTreeMap::new(),
+            order: 0,
+            free: None,
+            held: None,
+            defended: HashMap::new(),
+        }
+    }
+
+    /// What is served now: what is new in it is due at once. Says on which
+    /// uplinks all addresses are announced, and why.
+    pub fn update(&mut self, served: Served, now: Instant) -> Vec<(u32, Cause)> {
+        let before = std::mem::replace(&mut self.served, served);
+        let whole: Vec<(u32, Cause)> = self
+            .served
+            .uplinks
+            .iter()
+            .filter(|(_, place)| place.carrier)
+            .filter_map(|(uplink, place)| {
+                let cause = match before.uplinks.get(uplink) {
+                    None => Cause::Attached,
+                    Some(old) if old.mac != place.mac => Cause::Mac(place.mac),
+                    Some(old) if !old.carrier => Cause::Carrier,
+                    Some(_) => return None,
+                };
+                Some((*uplink, cause))
+            })
+            .collect();
+        let mut keys: Vec<Key> = Vec::new();
+        for (address, vlan) in &self.served.addresses {
+            let known = before.addresses.get(address) == Some(vlan);
+            for (uplink, place) in &self.served.uplinks {
+                if place.carrier && (!known || whole.iter().any(|(all, _)| all == uplink)) {
+                    keys.push((*uplink, *address));
+                }
+            }
+        }
+        for key in keys {
+            self.schedule(key, self.times, now);
+        }
+        whole
+    }
+
+    /// Announces an address that another station uses, once in 10 s at most
+    /// (RFC 5227 2.4).
+    pub fn defend(&mut self, address: IpAddr, now: Instant) {
+        if !self.served.addresses.contains_key(&address) {
+            return;
+        }
+        self.defended
+            .retain(|_, last| now.duration_since(*last) < DEFEND);
+        if self.defended.contains_key(&address) {
+            return;
+        }
+        self.defended.insert(address, now);
+        let uplinks: Vec<u32> = self.served.uplinks.keys().copied().collect();
+        for uplink in uplinks {
+            self.schedule((uplink, address), 1, now);
+        }
+    }
+
+    /// Has `left` announcements follow from now on. One that is due already
+    /// keeps its place.
+    fn schedule(&mut self, key: Key, left: u8, now: Instant) {
+        let mut slot = (now, self.order);
+        let mut left = left;
+        if let Some(job) = self.jobs.get(&key) {
+            left = left.max(job.left);
+            if job.slot.0 <= now {
+                slot = job.slot;
+            }
+            self.slots.remove(&job.slot);
+        }
+        self.order += 1;
+        self.slots.insert(slot, key);
+        self.jobs.insert(key, Job { slot, left });
+    }
+
+    /// When [`Queue::pop`] is to be called next; `None` when there is nothing to
+    /// wait for.
+    pub fn next(&self) -> Option<Instant> {
+        let (slot, _) = self.slots.first_key_value()?;
+        Some(self.held.map_or(slot.0, |held| slot.0.max(held)))
+    }
+
+    /// The next frame whose time has come.
+    pub fn pop(&mut self, now: Instant) -> Option<Announcement> {
+        loop {
+            let (&slot, &key) = self.slots.first_key_value()?;
+            if slot.0 > now || !self.may_send(now) {
+                return None;
+            }
+            self.slots.remove(&slot);
+            let job = self.jobs.remove(&key)?;
+            let (uplink, address) = key;
+            let place = self.served.uplinks.get(&uplink);
+            let (Some(place), Some(vlan)) = (
+                place.filter(|place| place.carrier),
+                self.served.addresses.get(&address),
+            ) else {
+                continue;
+            };
+            let announcement = Announcement {
+                uplink,
+                mac: place.mac,
+                address,
+                vlan: *vlan,
+            };
+            self.sent(now);
+            if job.left > 1 {
+                self.schedule(key, job.left - 1, now + AGAIN);
+            }
+            return Some(announcement);
+        }
+    }
+
+    fn may_send(&mut self, now: Instant) -> bool {
+        self.held = self
+            .free
+            .filter(|free| *free > now)
+            .map(|free| free + PACE * (BATCH - 1));
+        self.held.is_none()
+    }
+
+    /// A slot of [`PACE`] is used up; those of a pause can be used later, as
+    /// many as [`BURST`].
+    fn sent(&mut self, now: Instant) {
+        let oldest = now.checked_sub(PACE * (BURST - 1)).unwrap_or(now);
+        self.free = Some(self.free.map_or(oldest, |free| free.max(oldest)) + PACE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ETH0: u32 = 2;
+    const MAC: Mac = [2, 0, 0, 0, 0, 1];
+
+    fn address(number: u32) -> IpAddr {
+        IpAddr::from((0x0a00_0000 + number).to_be_bytes())
+    }
+
+    fn served(uplinks: &[(u32, Mac, bool)], addresses: impl IntoIterator<Item = u32>) -> Served {
+        Served {
+            uplinks: uplinks
+                .iter()
+                .map(|&(ifindex, mac, carrier)| (ifindex, Place { mac, carrier }))
+                .collect(),
+            addresses: addresses
+                .into_iter()
+                .map(|number| (address(number), 0))
+                .collect(),
+        }
+    }
+
+    fn one(addresses: impl IntoIterator<Item = u32>) -> Served {
+        served(&[(ETH0, MAC, true)], addresses)
+    }
+
+    /// All that leaves until nothing is left, with the time of each since
+    /// `start`, as a loop that sleeps until [`Queue::next`] has it.
+    fn run(queue: &mut Queue, start: Instant) -> Vec<(Duration, Announcement)> {
+        let mut sent = Vec::new();
+        let mut now = start;
+        while let Some(next) = queue.next() {
+            now = now.max(next);
+            while let Some(announcement) = queue.pop(now) {
+                sent.push((now - start, announcement));
+            }
+        }
+        sent
+    }
+
+    fn numbers(sent: &[(Duration, Announcement)]) -> Vec<(u64, IpAddr)> {
+        sent.iter()
+            .map(|(at, what)| (at.as_secs(), what.address))
+            .collect()
+    }
+
+    #[test]
+    fn new_address_is_announced_three_times_a_second_apart() {
+        let now = Instant::now();
+        let mut queue = Queue::new(one([]), TIMES);
+        assert_eq!(queue.update(one([1]), now), []);
+        let sent = run(&mut queue, now);
+        let expected: Vec<_> = (0..3).map(|second| (second, address(1))).collect();
+        assert_eq!(numbers(&sent), expected);
+        assert!(
+            sent.iter()
+                .all(|(_, what)| (what.uplink, what.mac) == (ETH0, MAC))
+        );
+        assert_eq!(queue.next(), None);
+    }
+
+    #[test]
+    fn nothing_new_is_not_announced() {
+        let now = Instant::now();
+        let mut queue = Queue::new(one([1, 2]), TIMES);
+        assert_eq!(queue.update(one([1, 2]), now), []);
+        assert_eq!(queue.update(one([2]), now), []);
+        assert_eq!(queue.next(), None);
+    }
+
+    #[test]
+    fn uplink_that_changes_announces_all_and_no_other_does() {
+        let other = [2, 0, 0, 0, 0, 9];
+        for (before, after, cause) in [
+            ((MAC, true), (other, true), Some(Cause::Mac(other))),
+            ((MAC, false), (MAC, true), Some(Cause::Carrier)),
+            ((MAC, true), (MAC, false), None),
+            ((MAC, true), (other, false), None),
+        ] {
+            let now = Instant::now();
+            let with = |(mac, carrier)| served(&[(ETH0, mac, carrier), (3, MAC, true)], [1, 2]);
+            let mut queue = Queue::new(with(before), 1);
+            let causes = queue.update(with(after), now);
+            assert_eq!(causes, Vec::from_iter(cause.map(|cause| (ETH0, cause))));
+            let sent = run(&mut queue, now);
+            assert_eq!(sent.len(), if cause.is_some() { 2 } else { 0 });
+            assert!(sent.iter().all(|(_, what)| what.uplink == ETH0));
+            assert!(sent.iter().all(|(_, what)| what.mac == after.0));
+        }
+        // A second uplink.
+        let now = Instant::now();
+        let mut queue = Queue::new(one([1]), 1);
+        let both = served(&[(ETH0, MAC, true), (3, other, true)], [1]);
+        assert_eq!(queue.update(both, now), [(3, Cause::Attached)]);
+        let sent = run(&mut queue, now);
+        assert_eq!(sent.len(), 1);
+        assert_eq!((sent[0].1.uplink, sent[0].1.mac), (3, other));
+    }
+
+    #[test]
+    fn withdrawn_address_is_announced_no_more() {
+        let now = Instant::now();
+        let mut queue = Queue::new(one([]), TIMES);
+        queue.update(one([1, 2]), now);
+        assert_eq!(queue.pop(now).unwrap().address, address(1));
+        queue.update(one([1]), now);
+        assert_eq!(queue.pop(now), None);
+        queue.update(one([]), now);
+        assert_eq!(run(&mut queue, now), []);
+        // Nor on an uplink that is gone or without carrier.
+        queue.update(one([1]), now);
+        queue.update(served(&[(ETH0, MAC, false)], [1]), now);
+        assert_eq!(run(&mut queue, now), []);
+        queue.update(one([1]), now);
+        queue.update(served(&[], [1]), now);
+        assert_eq!(run(&mut queue, now), []);
+    }
+
+    #[test]
+    fn repeated_cause_starts_again_and_adds_nothing() {
+        let now = Instant::now();
+        let mut queue = Queue::new(one([]), TIMES);
+        queue.update(one([1]), now);
+        queue.update(one([]), now);
+        queue.update(one([1]), now);
+        assert_eq!(queue.slots.len(), 1);
+        assert!(queue.pop(now).is_some());
+        // Its MAC changes twice before the second announcement.
+        for mac in [[2, 0, 0, 0, 0, 7], [2, 0, 0, 0, 0, 8]] {
+            queue.update(served(&[(ETH0, mac, true)], [1]), now);
+        }
+        let sent = run(&mut queue, now);
+        let expected: Vec<_> = (0..3).map(|second| (second, address(1))).collect();
+        assert_eq!(numbers(&sent), expected);
+        assert!(sent.iter().all(|(_, what)| what.mac == [2, 0, 0, 0, 0, 8]));
+    }
+
+    #[test]
+    fn another_tag_is_new() {
+        let now = Instant::now();
+        let mut queue = Queue::new(one([1]), 1);
+        let mut tagged = one([1]);
+        tagged.addresses.insert(address(1), 30);
+        queue.update(tagged, now);
+        assert_eq!(queue.pop(now).unwrap().vlan, 30);
+    }
+
+    #[test]
+    fn thousands_are_paced_and_first_ones_go_before_repetitions() {
+        const COUNT: u32 = 5_000;
+        let now = Instant::now();
+        let mut queue = Queue::new(one([]), TIMES);
+        queue.update(one(0..COUNT), now);
+        let sent = run(&mut queue, now);
+        assert_eq!(sent.len(), 3 * COUNT as usize);
+        for (index, (_, what)) in sent.iter().take(COUNT as usize).enumerate() {
+            assert_eq!(what.address, address(index as u32));
+        }
+        // In any second there are about a thousand.
+        for second in 0..14 {
+            let within = Duration::from_secs(second)..Duration::from_secs(second + 1);
+            let count = sent.iter().filter(|(at, _)| within.contains(at)).count();
+            assert!((900..=1100).contains(&count), "{count} in second {second}");
+        }
+        assert!(sent[0].0 == Duration::ZERO);
+    }
+
+    #[test]
+    fn a_loop_that_is_late_keeps_the_pace() {
+        let start = Instant::now();
+        let mut queue = Queue::new(one([]), 1);
+        queue.update(one(0..5_000), start);
+        let mut now = start;
+        let mut wakes = 0;
+        while let Some(next) = queue.next() {
+            now = now.max(next) + Duration::from_millis(15);
+            wakes += 1;
+            while queue.pop(now).is_some() {}
+        }
+        let seconds = (now - start).as_secs_f64();
+        assert!((4.6..5.2).contains(&seconds), "{seconds}");
+        assert!(wakes < 600, "{wakes}");
+    }
+
+    #[test]
+    fn attacked_address_is_defended_once_in_ten_seconds() {
+        let now = Instant::now();
+        let mut queue = Queue::new(one([1]), TIMES);
+        for second in 0..25 {
+            let now = now + Duration::from_secs(second);
+            queue.defend(address(1), now);
+            queue.defend(address(2), now);
+            let sent = run(&mut queue, now);
+            assert_eq!(sent.len(), usize::from(second % 10 == 0), "{second}");
+        }
+    }
+}
