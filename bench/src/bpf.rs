@@ -269,6 +269,9 @@ pub struct Run {
     pub duration: Duration,
 }
 
+/// Bytes that a program adds to a frame at most.
+const GROWTH: usize = 128;
+
 /// Runs a program on a frame, on the loopback interface of this namespace, out of
 /// which nothing is sent.
 pub fn run(
@@ -278,7 +281,7 @@ pub fn run(
     context: Context,
     repeat: u32,
 ) -> Result<Run> {
-    let mut out = vec![0; 1 << 16];
+    let mut out = vec![0; frame.len() + GROWTH];
     let mut skb = [0; SK_BUFF];
     skb[MARK as usize..][..4].copy_from_slice(&context.mark.to_ne_bytes());
     skb[CB as usize..][..4].copy_from_slice(&u32::from(context.vlan).to_ne_bytes());

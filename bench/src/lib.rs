@@ -3,3 +3,4 @@
 mod bpf;
 pub mod cost;
 pub mod programs;
+pub mod start;

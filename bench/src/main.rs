@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
-use netspawn_bench::cost;
+use netspawn_bench::{cost, start};
 
 /// Benchmarks of netspawn-xdp.
 #[derive(Parser)]
@@ -25,6 +25,12 @@ enum Scenario {
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100_000))]
         prefixes: u32,
     },
+    /// Milliseconds from a machine's start to its first answer, and from its end to its last
+    Start {
+        /// Machines, one after another
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+        starts: u32,
+    },
 }
 
 fn main() -> Result<()> {
@@ -43,6 +49,7 @@ fn main() -> Result<()> {
             })?;
             println!("{table}");
         }
+        Scenario::Start { starts } => println!("{}", start::measure(starts)?),
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use aya::{
         Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key,
         xdp::DevMapHash,
     },
-    programs::{Program, TcAttachType},
+    programs::{Program, TcAttachType, tc},
 };
 use netspawn_ebpf::{
     abi::{self, Budget, NextHop, Owner, Settings, Traffic, Uplink, map, program},
@@ -107,6 +107,24 @@ impl Programs {
         })
     }
 
+    /// Instructions that the verifier walked, by program; none where the kernel does not
+    /// say (before 5.16).
+    pub fn verified(&self) -> Result<Vec<(&'static str, u32)>> {
+        let mut all = Vec::new();
+        for hook in Hook::ALL {
+            let info = match self.ebpf.program(hook.name()) {
+                Some(Program::SchedClassifier(program)) => program.info()?,
+                Some(Program::Xdp(program)) => program.info()?,
+                _ => continue,
+            };
+            all.extend(
+                info.verified_instruction_count()
+                    .map(|count| (hook.name(), count)),
+            );
+        }
+        Ok(all)
+    }
+
     /// The descriptor of a program.
     pub(crate) fn descriptor(&self, hook: Hook) -> Result<BorrowedFd<'_>> {
         let missing = || format!("the BPF object has no program {}", hook.name());
@@ -125,6 +143,8 @@ impl Programs {
             Hook::UplinkEgress => TcAttachType::Egress,
             _ => TcAttachType::Ingress,
         };
+        // Where there is no tcx, filters need it; it may be there already.
+        let _ = tc::qdisc_add_clsact(interface);
         object::classifier(&mut self.ebpf, hook.name())?
             .attach(interface, side)
             .with_context(|| format!("cannot attach {} to {interface}", hook.name()))?;
@@ -175,6 +195,12 @@ impl Programs {
             map.set(id, Value(Budget::default()), 0)?;
         }
         Ok(())
+    }
+
+    /// Lets an endpoint cause errors and events again.
+    pub fn refill_budget(&mut self, id: Owner) -> Result<()> {
+        let mut map: Array<&mut MapData, Value<Budget>> = open!(self, map::BUDGETS);
+        Ok(map.set(id, Value(Budget::default()), 0)?)
     }
 
     /// Makes an interface an uplink.

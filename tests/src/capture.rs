@@ -39,6 +39,15 @@ impl Capture {
         })
     }
 
+    /// As [`Capture::start`], but only what the interface receives.
+    pub fn incoming(ns: &Ns, interface: &str) -> Result<Self> {
+        let mut capture = Capture::start(ns, interface)?;
+        let option = libc::PACKET_IGNORE_OUTGOING;
+        set(&capture.socket, libc::SOL_PACKET, option, 1)?;
+        capture.clear();
+        Ok(capture)
+    }
+
     /// All frames so far, 802.1Q tags in place even where the kernel carries them aside.
     pub fn frames(&mut self) -> &[Vec<u8>] {
         while let Some(frame) = self.next() {

@@ -36,11 +36,17 @@
 //!   host with the lab's own `--config-dir`, `--run-dir`, `--bpf-dir`.
 //! - [`Agent`]: a running `attach`; [`Attached`]: a lab with one, in a [`Mode`].
 //!   [`Process`]: any other process.
-//! - [`SystemdHost`]: a booted systemd host in a box with real nspawn machines.
+//! - [`SystemdHost`]: a booted systemd host in a box with real nspawn machines
+//!   ([`Nspawn`]).
+//! - [`Guest`]: another kernel, which runs a script and ends.
 //! - [`Snapshot`]: the state of the host, for "as before".
 //! - [`Capture`]: every frame on an interface; [`send_frame`]: a frame by hand
-//!   (etherparse builds them). [`Tcpdump`]: the same for people's eyes.
-//! - [`ping`], [`tcp`], [`udp`]: traffic whose payload is compared; [`all_reachable`]:
+//!   (etherparse builds them). [`Tcpdump`]: the same for people's eyes. [`Checksums`]:
+//!   what tcpdump says of them.
+//! - [`TapWire`]: the wire's end of a tap device, with a card's offloads.
+//! - [`habets_arping`]: a program whose package excludes another that is needed.
+//! - [`ping`], [`tcp`], [`udp`]: traffic whose payload is compared; [`Pinging`]: pings
+//!   that go on meanwhile; [`all_reachable`]:
 //!   everything to everything.
 //! - [`Counter`]: a counting program of somebody else, by tcx, clsact or XDP.
 //!
@@ -50,13 +56,19 @@
 mod agent;
 mod bpf;
 mod capture;
+mod checksums;
 mod cmd;
+mod debian;
+mod habets;
+mod kernels;
 mod lab;
 mod ns;
 mod nspawn;
+mod pinging;
 pub mod protocol;
 mod snapshot;
 mod traffic;
+mod tuntap;
 mod workdir;
 
 use std::{
@@ -67,18 +79,23 @@ use std::{
 pub use agent::{Agent, Attached, Mode, READY, ready_for};
 pub use bpf::{Counter, Direction, Kind, accept_xdp, tcx_programs};
 pub use capture::{Capture, Tcpdump, send_frame, write_pcap};
+pub use checksums::Checksums;
 pub use cmd::{Cmd, LIMIT, Output, Process};
+pub use habets::habets_arping;
+pub use kernels::{Guest, Kernel, Report};
 pub use lab::{
     Builder, DELEGATED, Delegation, FAR4, FAR6, GATEWAY4, GATEWAY6, HOST0, HOST4, HOST6, INSIDE,
     LAN, Lab, Machine, Spec, UPLINK, binary,
 };
 pub use nix::sys::signal::Signal;
 pub use ns::{Ns, forget, refuse_root_namespace, require_root};
-pub use nspawn::SystemdHost;
+pub use nspawn::{Nspawn, SystemdHost};
+pub use pinging::{PING_INTERVAL, Pinging};
 pub use snapshot::{Snapshot, interfaces};
 pub use traffic::{
     STALL, all_reachable, fetch, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
 };
+pub use tuntap::{Offload, TapWire};
 pub use workdir::{Workdir, remount, remove as remove_folder};
 
 /// Makes two tests of each function that takes a [`Mode`]: `tc::NAME` and `xdp::NAME`.

@@ -9,11 +9,12 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// Goes up when [`make_root`] makes something else, so that cached boxes are made anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// What the box needs besides debootstrap's minimum.
 const PACKAGES: &[&str] = &[
@@ -38,10 +39,17 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "iputils-ping",
     "busybox-static",
+    // Names of machines.
+    "libnss-mymachines",
 ];
+
+/// The service that packages install.
+const SERVICE: &str = include_str!("../../packaging/netspawn-xdp.service");
 
 const BOOT: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(20);
+/// Until a machine is registered.
+const START: Duration = Duration::from_secs(10);
 
 /// A running systemd host. Stopped, with its machines, when the value is dropped.
 pub struct SystemdHost {
@@ -50,7 +58,7 @@ pub struct SystemdHost {
     /// The box's network namespace.
     pub host: Ns,
     leader: u32,
-    process: Option<Process>,
+    process: Mutex<Option<Process>>,
     machines: PathBuf,
     cgroups: Vec<PathBuf>,
     dir: Workdir,
@@ -81,23 +89,23 @@ impl SystemdHost {
             .arg(format!("--bind-ro={}:/tiny", cached.join("tiny").display()))
             .arg(format!("--bind-ro={}:/machines", machines.display()))
             .arg(format!(
-                "--bind-ro={}:/usr/local/bin/netspawn-xdp",
+                "--bind-ro={}:/usr/bin/netspawn-xdp",
                 program.display()
             ))
             .start()?;
-        let leader = match leader(&mut process) {
-            Ok(leader) => leader,
+        let found = leader(&mut process).and_then(|leader| Ok((leader, namespace(leader)?)));
+        let (leader, host) = match found {
+            Ok(found) => found,
             Err(error) => {
                 let _ = process.end(Signal::SIGTERM, STOP);
                 return Err(error);
             }
         };
-        let entry = PathBuf::from(format!("/proc/{leader}/ns/net"));
         let mut booted = SystemdHost {
-            host: Ns::open("host", &entry)?,
+            host,
             net,
             leader,
-            process: Some(process),
+            process: Mutex::new(Some(process)),
             machines,
             cgroups,
             dir,
@@ -116,8 +124,11 @@ impl SystemdHost {
             ["running", "degraded"].contains(&state.trim())
         });
         if !running {
-            let log = self
+            let process = self
                 .process
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner);
+            let log = process
                 .as_ref()
                 .map_or(String::new(), |process| process.out() + &process.err());
             bail!("the box did not boot within {BOOT:?}, it is `{state}`\n{log}");
@@ -161,25 +172,20 @@ END
             .run(&format!("ip -6 route add {DELEGATED} dev {LAN}"))?;
         self.net.settled(LAN)?;
         let uplink = format!("ip -6 addr show dev {UPLINK} scope global -tentative");
-        let ready = || {
-            wait_until(Duration::from_secs(8), || {
-                self.host
-                    .run(&uplink)
+        let mut last = Ok(String::new());
+        let mut ready = || {
+            wait_until(Duration::from_secs(20), || {
+                last = self.host.run(&uplink);
+                last.as_ref()
                     .is_ok_and(|text| text.contains(&HOST6.to_string()))
             })
         };
-        // Once in a while networkd starts without taking the uplink up, and does
-        // when it starts again.
         if !ready() {
-            eprintln!("networkd in the box has not configured {UPLINK}; starting it again");
-            self.shell("systemctl restart systemd-networkd")?;
-            if !ready() {
-                let state = self.shell(&format!(
-                    "networkctl --no-pager status {UPLINK}; ip address show dev {UPLINK}; \
-                     journalctl --no-pager --lines 20 --unit systemd-networkd"
-                ));
-                bail!("networkd in the box did not configure {UPLINK}\n{state:?}");
-            }
+            let state = self.shell(&format!(
+                "networkctl --no-pager status {UPLINK}; ip address show dev {UPLINK}; \
+                 journalctl --no-pager --lines 20 --unit systemd-networkd"
+            ));
+            bail!("networkd in the box did not configure {UPLINK}\n{last:?}\n{state:?}");
         }
         Ok(())
     }
@@ -249,49 +255,88 @@ END
             .map(drop)
     }
 
-    /// Starts a machine as a service, configures these addresses in it, and serves
-    /// `hello from NAME` by HTTP on port 80. It is registered with machined on return.
+    /// Runs the agent as the service that `packaging/` has, with these uplinks and
+    /// words of `[attach]`, such as `max-machines = 100`.
+    pub fn install(&self, settings: &str) -> Result<()> {
+        self.write("/etc/systemd/system/netspawn.service", SERVICE)?;
+        self.write(
+            "/etc/netspawn/netspawn.toml",
+            &format!("[attach]\nuplinks = [\"{UPLINK}\"]\n{settings}"),
+        )?;
+        self.shell("systemctl daemon-reload && systemctl start netspawn")
+            .map(drop)
+            .with_context(|| self.words().unwrap_or_default())
+    }
+
+    /// Writes a file of the box; its folders are made.
+    pub fn write(&self, path: &str, text: &str) -> Result<()> {
+        self.cmd("sh")
+            .args(["-c", "mkdir -p \"${0%/*}\" && cat > \"$0\"", path])
+            .input(text)
+            .text()
+            .map(drop)
+    }
+
+    /// As [`SystemdHost::start`], for a machine with nothing special.
     pub fn start_machine(&self, name: &str, addresses: &[&str]) -> Result<()> {
-        let mut script = format!("ip link set {HOST0} up\n");
-        for address in addresses {
-            let v6 = address.contains(':');
-            script += &match (address.contains('/'), v6) {
-                (true, _) => format!("ip route add local {address} dev lo\n"),
-                (false, true) => format!("ip addr add {address}/128 dev {HOST0}\n"),
-                (false, false) => format!("ip addr add {address}/32 dev {HOST0}\n"),
-            };
-        }
-        script += &format!(
-            "ip route add default via 169.254.1.1 dev {HOST0} onlink
-            ip -6 route add default via fe80::1 dev {HOST0}
-            echo hello from {name} > /tmp/index.html
-            exec httpd -f -p 80 -h /tmp\n"
-        );
-        fs::write(self.machines.join(name), script)?;
+        self.start(&Nspawn::new(name).addresses(addresses))
+    }
+
+    /// Starts a machine as a service, configures its addresses in it, and serves
+    /// `hello from NAME` by HTTP on port 80. It is registered with machined on return,
+    /// and its own configuration under way.
+    pub fn start(&self, machine: &Nspawn) -> Result<()> {
+        self.prepare(machine)?;
         self.cmd("systemd-run")
-            .args([
-                "--quiet",
-                "--slice=machine.slice",
-                "--property=Delegate=yes",
-            ])
-            .arg(format!("--unit=machine-{name}"))
-            .args(["systemd-nspawn", "--quiet", "--keep-unit", "--read-only"])
-            .args(["--timezone=off", "--resolv-conf=off", "--link-journal=no"])
-            .args(["--network-veth", "--directory=/tiny", "--as-pid2"])
-            .args(["--bind-ro=/machines:/mnt", "--machine", name])
-            .args(["/bin/sh", &format!("/mnt/{name}")])
-            .text()?;
-        let registered = wait_until(Duration::from_secs(20), || {
-            self.run(&format!("machinectl show {name} --property=State"))
-                .is_ok_and(|text| text.contains("running"))
-        });
-        if !registered {
-            bail!(
-                "machine {name} did not start\n{}",
-                self.run(&format!("journalctl --unit=machine-{name} --no-pager"))?
-            );
+            .args(machine.service())
+            .text()
+            .map(drop)
+            .with_context(|| {
+                let unit = format!("journalctl --unit=machine-{} --no-pager", machine.name);
+                self.run(&unit).unwrap_or_default()
+            })
+    }
+
+    /// Starts machines, some at a time.
+    pub fn start_all(&self, machines: &[Nspawn], at_a_time: usize) -> Result<()> {
+        let mut lines = String::new();
+        for machine in machines {
+            self.prepare(machine)?;
+            lines += &format!("{}\n", machine.service().join(" "));
         }
+        self.cmd("xargs")
+            .args(["-P", &at_a_time.to_string(), "-L", "1", "systemd-run"])
+            .input(lines)
+            .limit(START * u32::try_from(machines.len())?)
+            .text()
+            .map(drop)
+    }
+
+    fn prepare(&self, machine: &Nspawn) -> Result<()> {
+        fs::write(self.machines.join(&machine.name), machine.script())?;
         Ok(())
+    }
+
+    /// Process id, as the box has it, of a machine's first process.
+    pub fn leader(&self, name: &str) -> Result<u32> {
+        let text = self.run(&format!("machinectl show {name} --property=Leader --value"))?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("machine {name} has leader `{text}`"))
+    }
+
+    /// Runs a shell script in the network namespace of a machine, with the box's
+    /// programs.
+    pub fn inside(&self, name: &str, script: &str) -> Result<String> {
+        let leader = self.leader(name)?;
+        self.cmd("nsenter")
+            .args(["--target", &leader.to_string(), "--net", "sh", "-c", script])
+            .text()
+    }
+
+    /// The box's files, as seen from here.
+    pub fn files(&self) -> PathBuf {
+        format!("/proc/{}/root", self.leader).into()
     }
 
     /// Stops a machine.
@@ -300,9 +345,117 @@ END
     }
 }
 
+/// A machine to be started by systemd-nspawn, from the box's tiny root.
+#[derive(Clone, Debug)]
+pub struct Nspawn {
+    name: String,
+    addresses: Vec<String>,
+    network: Vec<String>,
+    interface: Option<String>,
+    dad: bool,
+}
+
+impl Nspawn {
+    /// A machine with `--network-veth` and no address yet.
+    pub fn new(name: &str) -> Self {
+        Nspawn {
+            name: name.to_owned(),
+            addresses: Vec::new(),
+            network: vec!["--network-veth".to_owned()],
+            interface: Some(HOST0.to_owned()),
+            dad: true,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Addresses, and prefixes, to be configured in it.
+    pub fn addresses(mut self, addresses: &[&str]) -> Self {
+        self.addresses = addresses.iter().map(|&text| text.to_owned()).collect();
+        self
+    }
+
+    /// What systemd-nspawn is told of its network.
+    pub fn network(mut self, args: &[&str]) -> Self {
+        self.network = args.iter().map(|&text| text.to_owned()).collect();
+        self
+    }
+
+    /// Its own end of its main link; `None` where it has none to configure.
+    pub fn interface(mut self, interface: Option<&str>) -> Self {
+        self.interface = interface.map(str::to_owned);
+        self
+    }
+
+    /// Lets it use its IPv6 addresses without duplicate address detection, which takes
+    /// the kernel one to two seconds.
+    pub fn nodad(mut self) -> Self {
+        self.dad = false;
+        self
+    }
+
+    /// What runs in it.
+    fn script(&self) -> String {
+        let name = &self.name;
+        let Some(interface) = &self.interface else {
+            return "exec sleep 1000\n".to_owned();
+        };
+        let mut script = String::new();
+        if !self.dad {
+            script += &format!("echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad\n");
+        }
+        script += &format!("ip link set {interface} up\n");
+        for address in &self.addresses {
+            let v6 = address.contains(':');
+            script += &match (address.contains('/'), v6) {
+                (true, _) => format!("ip route add local {address} dev lo\n"),
+                (false, true) => format!("ip addr add {address}/128 dev {interface}\n"),
+                (false, false) => format!("ip addr add {address}/32 dev {interface}\n"),
+            };
+        }
+        script
+            + &format!(
+                "ip route add default via 169.254.1.1 dev {interface} onlink
+                ip -6 route add default via fe80::1 dev {interface}
+                echo hello from {name} > /tmp/index.html
+                exec httpd -f -p 80 -h /tmp\n"
+            )
+    }
+
+    /// Arguments of `systemd-run`, which returns when the machine is registered.
+    fn service(&self) -> Vec<String> {
+        let name = &self.name;
+        let mut args = vec![
+            "--quiet".to_owned(),
+            "--slice=machine.slice".to_owned(),
+            "--property=Delegate=yes".to_owned(),
+            "--property=Type=notify".to_owned(),
+            "--collect".to_owned(),
+            format!("--unit=machine-{name}"),
+        ];
+        args.extend(
+            "systemd-nspawn --quiet --keep-unit --read-only --timezone=off --resolv-conf=off \
+             --link-journal=no --directory=/tiny --as-pid2 --bind-ro=/machines:/mnt"
+                .split_whitespace()
+                .map(str::to_owned),
+        );
+        args.push(format!("--machine={name}"));
+        args.extend(self.network.iter().cloned());
+        args.extend(["/bin/sh".to_owned(), format!("/mnt/{name}")]);
+        args
+    }
+}
+
 impl Drop for SystemdHost {
     fn drop(&mut self) {
-        if let Some(mut process) = self.process.take()
+        let process = self
+            .process
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut process) = process.take()
             && process.running()
         {
             // systemd's signal for an orderly power-off; whatever is left is then killed.
@@ -351,6 +504,21 @@ fn leader(process: &mut Process) -> Result<u32> {
         thread::sleep(Duration::from_millis(10));
     }
     bail!("systemd-nspawn started nothing within {BOOT:?}");
+}
+
+/// The network namespace of the box's first process. It starts in that of systemd-nspawn,
+/// and has its own a moment later.
+fn namespace(leader: u32) -> Result<Ns> {
+    let entry = PathBuf::from(format!("/proc/{leader}/ns/net"));
+    let mut host = Err(anyhow!("the box has no network namespace"));
+    wait_until(BOOT, || {
+        host = Ns::open("host", &entry).and_then(|host| {
+            host.run(&format!("ip link show dev {UPLINK}"))?;
+            Ok(host)
+        });
+        host.is_ok()
+    });
+    host
 }
 
 /// Where systemd-nspawn will put the box's processes and leave an empty group behind.
@@ -456,7 +624,7 @@ fn make_root(root: &Path, suite: &str) -> Result<()> {
     fs::remove_dir_all(root.join("var/cache/apt/archives"))?;
     fs::create_dir_all(root.join("tiny"))?;
     fs::create_dir_all(root.join("machines"))?;
-    fs::write(root.join("usr/local/bin/netspawn-xdp"), "")?;
+    fs::write(root.join("usr/bin/netspawn-xdp"), "")?;
     Ok(())
 }
 

@@ -88,6 +88,8 @@ fn help_is_for_people() {
         "list",
         "status",
         "counters",
+        "import",
+        "guest",
         "completions",
     ] {
         assert_snapshot!(format!("help_{command}"), bare(&[&format!("{command} -h")]));
@@ -119,6 +121,8 @@ fn senseless_command_lines_are_usage_errors() {
             "add web --interface ve-web --address 203.0.113.2 --tenant=",
             "remove",
             "list eth0",
+            "guest",
+            "guest we/b",
             "completions nosh",
         ]),
     );
@@ -254,6 +258,126 @@ fn remove_of_a_configured_machine_names_the_file() {
     exit code: 3
     ----- stderr -----
     netspawn-xdp: machine db is still declared by [DIR]/etc/machines/db.toml; delete or edit that file
+    ");
+}
+
+#[test]
+fn guest_prints_the_file_of_a_machine() {
+    let dirs = Dirs::new();
+    dirs.write(
+        "etc/machines/web.toml",
+        "addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]\n",
+    );
+    assert_snapshot!(dirs.run("guest web"), @"
+    exit code: 0
+    ----- stdout -----
+    # Made by `netspawn-xdp guest web`. Installing it again replaces it, unless
+    # somebody has changed it.
+    # sha256: 165c65b8be41355f202b0883774395c949c59bb87ea6b734698814b303ce3e52
+
+    [Match]
+    Kind=veth
+    Name=host0
+
+    [Network]
+    DHCP=no
+    # Callers by name would try an IPv4 link-local address first, in vain.
+    LinkLocalAddressing=ipv6
+    # The host sees to it that nobody else has the addresses; the test would take two
+    # seconds, in which callers by name wait for the link-local one.
+    IPv6DuplicateAddressDetection=0
+    IPv6AcceptRA=no
+    LLDP=no
+    EmitLLDP=no
+
+    [Address]
+    Address=203.0.113.2/32
+
+    [Address]
+    Address=2001:db8:1::1/128
+
+    # The rest of the prefix: configure more of it as [Address], or make the type
+    # `local`, and all of it is this machine's.
+    [Route]
+    Destination=2001:db8:1::/64
+    Type=unreachable
+
+    [Route]
+    Gateway=169.254.1.1
+    GatewayOnLink=yes
+
+    [Route]
+    Gateway=fe80::1
+    ");
+    let output = dirs.command("guest web --json").output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["path"], "/etc/systemd/network/10-netspawn.network");
+    let text = dirs.command("guest web").output().unwrap().stdout;
+    assert_eq!(report["content"], String::from_utf8(text).unwrap());
+}
+
+#[test]
+fn guest_of_an_unknown_machine_names_the_nearest() {
+    let dirs = Dirs::new();
+    assert_snapshot!(dirs.run("guest web"), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: no machine web is declared; `netspawn-xdp list` shows those that are
+    ");
+    dirs.write("etc/machines/web.toml", "addresses = [\"203.0.113.2\"]\n");
+    assert_snapshot!(dirs.run("guest wbe"), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: no machine wbe is declared; did you mean web?
+    ");
+    dirs.write("etc/machines/web.toml", "addresses = [\"203.0.113\"]\n");
+    assert_snapshot!(dirs.run("guest web"), @r#"
+    exit code: 1
+    ----- stderr -----
+     WARN [DIR]/etc/machines/web.toml:1: addresses: "203.0.113" is neither an IPv4 nor an IPv6 address; write an address such as 203.0.113.2 or a prefix such as 2001:db8:1::/64
+    netspawn-xdp: what declares machine web cannot be used; correct [DIR]/etc/machines/web.toml
+    "#);
+}
+
+#[test]
+fn guest_is_installed_into_an_image_once_and_again() {
+    let dirs = Dirs::new();
+    let install = format!("guest web --install {}/image", dirs.path().display());
+    dirs.write("etc/machines/web.toml", "addresses = [\"203.0.113.2\"]\n");
+    assert_snapshot!(dirs.run(&install), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: cannot open [DIR]/image; name the machine's root folder: No such file or directory (os error 2)
+    ");
+    fs::create_dir_all(dirs.path().join("image/etc")).unwrap();
+    assert_snapshot!(dirs.run(&install), @"
+    exit code: 0
+    ----- stderr -----
+     INFO [DIR]/image/etc/systemd/network/10-netspawn.network is written; the machine reads it when it starts, or by `networkctl reload`
+     WARN systemd-networkd, which reads it, is not in [DIR]/image; have the machine run instead:
+      ip link set host0 up
+      ip address add 203.0.113.2/32 dev host0
+      ip route add default via 169.254.1.1 dev host0 onlink
+    ");
+    let networkd = dirs.path().join("image/usr/lib/systemd");
+    fs::create_dir_all(&networkd).unwrap();
+    fs::write(networkd.join("systemd-networkd"), "").unwrap();
+    assert_snapshot!(dirs.run(&install), @"
+    exit code: 0
+    ----- stderr -----
+     INFO [DIR]/image/etc/systemd/network/10-netspawn.network is as it should be
+     WARN systemd-networkd, which reads it, is not enabled in [DIR]/image: `systemctl --root=[DIR]/image enable systemd-networkd`
+    ");
+    dirs.write("image/etc/systemd/network/10-netspawn.network", "# Mine\n");
+    assert_snapshot!(dirs.run(&install), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: [DIR]/image/etc/systemd/network/10-netspawn.network was written or changed by somebody, so it is left alone; move it away, or change it by hand (without --install, what would be written is printed)
+    ");
+    assert_snapshot!(dirs.run("guest web --install /"), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: / is the host's own root folder; name the machine's
     ");
 }
 

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use netspawn_tests::{
-    Agent, Attached, FAR4, HOST0, Lab, Mode, Ns, Process, Signal, Snapshot, Spec, UPLINK,
-    all_reachable, in_each_mode, ping, ready_for, unreachable, wait_ping, wait_until,
+    Agent, Attached, FAR4, HOST0, Lab, Mode, Pinging, Snapshot, Spec, UPLINK, all_reachable,
+    in_each_mode, ping, ready_for, unreachable, wait_ping, wait_until,
 };
 
 in_each_mode! {
@@ -45,61 +45,6 @@ fn once_leaves_everything_working(mode: Mode) -> Result<()> {
     let words = lab.run(&format!("attach {} --once", mode.attach()))?;
     assert!(words.contains("ready: 3 machines, 7 prefixes"), "{words}");
     all_reachable(&lab)
-}
-
-/// A ping every 10 ms, to be asked at the end how many were lost.
-struct Pinging {
-    process: Process,
-    line: String,
-}
-
-impl Pinging {
-    fn start(from: &Ns, to: impl std::fmt::Display) -> Result<Self> {
-        let line = format!("ping -n -i 0.01 {to}");
-        let mut process = from
-            .cmd("ping")
-            .args(["-n", "-i", "0.01"])
-            .arg(to.to_string())
-            .start()?;
-        process.wait_line(SOON, |line| line.contains("bytes from"))?;
-        Ok(Pinging { process, line })
-    }
-
-    fn lost_none(self) -> Result<()> {
-        // It went on for a while after whatever happened.
-        let seen = self.process.out().lines().count();
-        let more = wait_until(SOON, || self.process.out().lines().count() >= seen + 10);
-        ensure!(more, "{}: no more answers", self.line);
-        // A request in flight when the signal comes would count as lost.
-        let output = self.process.end(Signal::SIGINT, SOON)?;
-        let summary = output
-            .stdout
-            .lines()
-            .find(|line| line.contains("packets transmitted"))
-            .context("ping printed no summary")?;
-        let mut numbers = summary
-            .split(|c: char| !c.is_ascii_digit())
-            .filter_map(|word| word.parse::<u32>().ok());
-        let (sent, received) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let expected = sent.saturating_sub(1).max(10);
-        ensure!(received >= expected, "{}: {summary}", self.line);
-        // None missing in between either.
-        let sequence: Vec<u32> = output
-            .stdout
-            .lines()
-            .filter_map(|line| line.split("icmp_seq=").nth(1))
-            .filter_map(|rest| rest.split(' ').next()?.parse().ok())
-            .collect();
-        for pair in sequence.windows(2) {
-            ensure!(
-                pair[1] == pair[0] + 1,
-                "{}: lost after {}",
-                self.line,
-                pair[0]
-            );
-        }
-        Ok(())
-    }
 }
 
 fn takeover_loses_no_packet(mode: Mode) -> Result<()> {

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::{
-    build::workspace,
+    build::{self, target_dir, workspace},
     run::{show, step},
     setup,
 };
@@ -21,11 +21,13 @@ pub struct Args {
 /// Sets the machine up, then runs the benchmarks.
 pub fn run(args: Args) -> Result<()> {
     setup::ready()?;
+    build::programs(true)?;
     step("benchmarks");
     show(
         Command::new("cargo")
             .current_dir(workspace())
             .args(["run", "--release", "--package", "netspawn-bench", "--"])
+            .env("NETSPAWN_XDP", target_dir().join("release/netspawn-xdp"))
             .args(args.rest),
     )
 }

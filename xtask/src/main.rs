@@ -5,7 +5,10 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod differential;
 mod ebpf;
+mod fuzz;
+mod kernels;
 mod lab;
 mod protocol;
 mod run;
@@ -34,6 +37,10 @@ enum Verb {
     Demo(demo::Args),
     /// Runs the checks and every test suite, or only the suites named
     Test(test::Args),
+    /// Holds the data plane against the kernel, frame by frame
+    Differential(differential::Args),
+    /// Fuzzes packet logic and parsers
+    Fuzz(fuzz::Args),
     /// Runs the benchmarks
     Bench(bench::Args),
     /// Raises, enters or removes a lab of network namespaces
@@ -48,6 +55,8 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Test(args) => test::run(args),
+        Verb::Differential(args) => differential::run(args),
+        Verb::Fuzz(args) => fuzz::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Lab(args) => lab::run(args),
         Verb::Ci(args) => ci::run(args),

@@ -5,7 +5,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, target_dir},
     ci::{self, cargo},
-    protocol,
+    fuzz,
+    kernels, protocol,
     run::{read, show, step},
     setup,
 };
@@ -13,13 +14,22 @@ use crate::{
 /// Tests that need no privileges: all crates but the one of the suites.
 const HOST: &str = "host";
 
+/// Every fuzz target for a few seconds.
+const FUZZ: &str = "fuzz";
+
+/// The data plane against the kernel, as many frames as it gets through.
+const DIFFERENTIAL: &str = "differential";
+
 /// Tests of the library that the suites share.
 const SUPPORT: &str = "support";
+
+/// Guests with other kernels; alone it also writes the table of kernels.
+const KERNELS: &str = "kernels";
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Suites to run alone, without the checks: `host`, `support`, or a test target of the crate `tests`
+    /// Suites to run alone, without the checks: `host`, `support`, `fuzz`, or a test target of the crate `tests`
     suites: Vec<String>,
 }
 
@@ -28,6 +38,7 @@ pub fn run(args: Args) -> Result<()> {
     let toolchain = setup::ready()?;
     let mut known = vec![HOST.to_owned(), SUPPORT.to_owned()];
     known.extend(privileged()?);
+    known.push(FUZZ.to_owned());
     if let Some(unknown) = args.suites.iter().find(|suite| !known.contains(suite)) {
         bail!("no suite `{unknown}`: there are {}", known.join(", "));
     }
@@ -45,12 +56,16 @@ pub fn run(args: Args) -> Result<()> {
     };
     build::programs(false)?;
     protocol::start()?;
+    let alone = suites == [KERNELS];
     for suite in suites {
         step(format_args!("suite {suite}"));
         if let Err(error) = run_suite(&suite) {
             eprintln!("error: {error:#}");
             failed.push(suite);
         }
+    }
+    if alone && failed.is_empty() {
+        kernels::write()?;
     }
     if whole && let Err(error) = protocol::finish() {
         eprintln!("error: {error:#}");
@@ -64,12 +79,23 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn run_suite(suite: &str) -> Result<()> {
+    if suite == KERNELS {
+        // The suite appends.
+        match std::fs::remove_file(kernels::record()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    if suite == FUZZ {
+        return fuzz::short();
+    }
     let mut command = cargo();
     command
         .args(["test", "--no-fail-fast"])
         // The suites start the program that `build::programs` made.
         .env("NETSPAWN_XDP", target_dir().join("debug/netspawn-xdp"))
-        .env("NETSPAWN_PROTOCOL", protocol::record());
+        .env("NETSPAWN_PROTOCOL", protocol::record())
+        .env("NETSPAWN_KERNELS", kernels::record());
     if suite == HOST {
         command.args(["--workspace", "--exclude", "netspawn-tests"]);
     } else {
@@ -78,6 +104,9 @@ fn run_suite(suite: &str) -> Result<()> {
             command.arg("--lib");
         } else {
             command.args(["--test", suite]);
+            if suite == DIFFERENTIAL {
+                command.arg("--release");
+            }
         }
         // They share the machine: namespaces' names, cores, timing.
         command.args(["--", "--test-threads=1"]);

@@ -268,6 +268,17 @@ fn frames_on_other_interfaces_pass_uncounted() {
     });
 }
 
+/// Printed, not asserted: what the verifier walked, for the table of kernels.
+#[test]
+fn instructions_verified_are_printed() {
+    let mut lines = String::from("\n");
+    for (program, instructions) in rig().verified() {
+        lines += &format!("verified-{program}={instructions}\n");
+    }
+    // The harness hides what `eprintln` says of tests that pass.
+    write!(std::io::stderr(), "{lines}").expect("standard error is open");
+}
+
 /// Printed, not asserted: `cargo xtask bench prog` does it at length.
 #[test]
 fn cost_of_a_frame_is_printed() {

@@ -177,6 +177,14 @@ impl Rig {
         assert!(failed == 0, "{failed} of {count} cases failed{report}");
     }
 
+    /// Instructions that the verifier walked, by program; none where the kernel does not
+    /// say (before 5.16).
+    pub fn verified(&mut self) -> Vec<(&'static str, u32)> {
+        self.programs
+            .verified()
+            .expect("the kernel tells of its programs")
+    }
+
     /// What the programs tell of a frame run so many times.
     pub fn reports(&mut self, row: &Row, hook: Hook, times: u32) -> Vec<Report> {
         let port = match row.at {

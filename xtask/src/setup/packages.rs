@@ -8,18 +8,37 @@ use crate::run::{exists, show, step};
 
 /// Package and what it is needed for.
 const PACKAGES: &[(&str, &str)] = &[
+    ("arp-scan", "asks for a whole network as a neighbor may"),
     ("bpftool", "tests list programs and links with it"),
+    (
+        "busybox-static",
+        "shell commands of guests with other kernels",
+    ),
     ("debootstrap", "makes the systemd host in a box"),
+    ("dnsmasq-base", "a DHCP server and router, honest and rogue"),
+    ("dsniff", "arpspoof, as a guest may run it"),
     ("ethtool", "the lab sets offloads"),
     ("g++", "bpf-linker links LLVM, which is C++"),
     ("iperf3", "TCP and UDP load"),
     ("iproute2", "namespaces, links, qdiscs"),
     ("iputils-arping", "who-has as a neighbor asks it"),
     ("iputils-ping", "reachability"),
+    ("iputils-tracepath", "the path MTU as the kernel finds it"),
+    ("isc-dhcp-client", "a guest that asks for its address"),
+    ("libnet1", "the other arping, which tests fetch, links it"),
     ("ndisc6", "neighbor solicitation as a neighbor sends it"),
+    ("nmap", "host discovery by ARP and by neighbor discovery"),
     ("procps", "sysctl"),
+    (
+        "qemu-system-x86",
+        "guests with other kernels, by software emulation",
+    ),
     ("systemd-container", "systemd-nspawn and machined"),
     ("tcpdump", "shows and records what is on the wire"),
+    ("thc-ipv6", "attacks of a guest on neighbor discovery"),
+    ("traceroute", "the hops of a path, by UDP, ICMP and TCP"),
+    ("xz-utils", "kernel modules are compressed with it"),
+    ("zstd", "kernel modules are compressed with it"),
 ];
 
 /// Installs those that are missing.

@@ -1,0 +1,72 @@
+//! Other kernels than this machine's, in guests.
+
+mod matrix;
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use netspawn_tests::{Guest, Kernel, Report};
+
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Linux 6.1 has no tcx: filters on clsact qdiscs stand in.
+#[test]
+fn bond_failover_is_followed_without_tcx() -> Result<()> {
+    bond_failover("6.1")
+}
+
+#[test]
+fn bond_failover_is_followed_with_tcx() -> Result<()> {
+    bond_failover("6.12")
+}
+
+fn bond_failover(series: &str) -> Result<()> {
+    let kernel = Kernel::series(series)?;
+    let report = Guest::new(&kernel)
+        .modules(&["veth", "bonding", "bridge", "sch_ingress", "cls_bpf"])?
+        .programs(&["ip", "ping"])?
+        .netspawn_xdp()?
+        .run(include_str!("bond.sh"), LIMIT)?;
+    writeln!(
+        io::stderr(),
+        "kernel {}\n{}",
+        kernel.release(),
+        report.console
+    )?;
+    ensure!(report.status == 0, "the script failed: {}", report.status);
+    let told = figures(&report, "neighbor")?;
+    ensure!(
+        told.len() == 2 && told.iter().all(|seconds| *seconds < 1.0),
+        "{told:?}"
+    );
+    // The host announces its own address itself: what that loses is the kernel's.
+    let own = figures(&report, "lost-203.0.113.10")?;
+    for address in ["203.0.113.2", "2001:db8::2"] {
+        let lost = figures(&report, &format!("lost-{address}"))?;
+        ensure!(lost.len() == 2, "{address}: {lost:?}");
+        // One in 50 ms; which one is under way at the moment is chance.
+        for (lost, own) in lost.iter().zip(&own) {
+            ensure!(
+                *lost <= own + 2.0,
+                "{address}: {lost} lost, of the host's own {own}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The figures said under a key.
+fn figures(report: &Report, key: &str) -> Result<Vec<f64>> {
+    report
+        .console
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))
+        .map(|text| {
+            let number = text.split(' ').next().unwrap_or_default();
+            number.parse().with_context(|| format!("{key}={text}"))
+        })
+        .collect()
+}
