@@ -106,6 +106,27 @@ pub struct Link {
     pub peer: Option<Peer>,
 }
 
+impl Link {
+    /// An Ethernet interface that is up, for tests.
+    #[cfg(test)]
+    pub(crate) fn ethernet(ifindex: u32, name: &str) -> Self {
+        Link {
+            ifindex,
+            name: name.to_owned(),
+            alt_names: Vec::new(),
+            hardware: libc::ARPHRD_ETHER,
+            kind: None,
+            mac: [2, 0, 0, 0, 0, ifindex as u8],
+            mtu: 1500,
+            admin_up: true,
+            carrier: true,
+            master: None,
+            vlan: None,
+            peer: None,
+        }
+    }
+}
+
 /// A unicast route of the host's main or default table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {

@@ -37,23 +37,7 @@ impl DataPlane for Fake {
 fn fake() -> Fake {
     let mut host = Host::default();
     for (ifindex, name) in [(2, "eth0"), (7, "ve-web")] {
-        host.links.insert(
-            ifindex,
-            Link {
-                ifindex,
-                name: name.to_owned(),
-                alt_names: Vec::new(),
-                hardware: libc::ARPHRD_ETHER,
-                kind: None,
-                mac: [2, 0, 0, 0, 0, ifindex as u8],
-                mtu: 1500,
-                admin_up: true,
-                carrier: true,
-                master: None,
-                vlan: None,
-                peer: None,
-            },
-        );
+        host.links.insert(ifindex, Link::ethernet(ifindex, name));
     }
     Fake {
         view: View {

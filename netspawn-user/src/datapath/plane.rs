@@ -14,7 +14,7 @@ use aya::Ebpf;
 use netspawn_ebpf::abi::program;
 
 use super::{
-    attach::{PortState, Ports, Uplinks, bpf, bpf::Hook},
+    attach::{PortState, Ports, UplinkProgram, Uplinks, bpf, bpf::Hook},
     events::Events,
     groups::{self, Groups},
     maps::Maps,
@@ -223,6 +223,19 @@ impl Plane {
             .collect()
     }
 
+    /// Our programs on an uplink.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub(super) fn programs_on(&mut self, name: &str, ifindex: u32) -> Result<Vec<UplinkProgram>> {
+        let links = self.links(name);
+        let links: Vec<_> = links
+            .iter()
+            .map(|(hook, path)| (*hook, path.as_path()))
+            .collect();
+        Ok(self.uplinks.query(ifindex, &links)?)
+    }
+
     /// The uplinks, with what hangs on them; for ports of a bridge or bond that
     /// is their master.
     ///
@@ -234,12 +247,7 @@ impl Plane {
             if uplink.master.is_some() {
                 continue;
             }
-            let links = self.links(&uplink.name);
-            let links: Vec<_> = links
-                .iter()
-                .map(|(hook, path)| (*hook, path.as_path()))
-                .collect();
-            let found = self.uplinks.query(uplink.ifindex, &links)?;
+            let found = self.programs_on(&uplink.name, uplink.ifindex)?;
             let xdp = found.iter().any(|program| program.hook == Hook::Xdp);
             views.push(UplinkView {
                 ifindex: uplink.ifindex,

@@ -268,12 +268,7 @@ impl Plane {
             if !uplink.has_programs() || !exists(uplink.ifindex) {
                 continue;
             }
-            let links = self.links(&uplink.name);
-            let links: Vec<_> = links
-                .iter()
-                .map(|(hook, path)| (*hook, path.as_path()))
-                .collect();
-            let found = self.uplinks.query(uplink.ifindex, &links)?;
+            let found = self.programs_on(&uplink.name, uplink.ifindex)?;
             let whole = if uplink.xdp { 3 } else { 2 };
             if found.len() < whole {
                 tracing::warn!(

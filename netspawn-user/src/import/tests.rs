@@ -1,24 +1,13 @@
 use std::path::PathBuf;
 
-use netspawn_ebpf::wire::Mac;
 
 use super::*;
 use crate::model::Link;
 
 fn link(ifindex: u32, name: &str, kind: Option<&str>) -> (u32, Link) {
     let link = Link {
-        ifindex,
-        name: name.to_owned(),
-        alt_names: Vec::new(),
-        hardware: libc::ARPHRD_ETHER,
         kind: kind.map(str::to_owned),
-        mac: Mac::default(),
-        mtu: 1500,
-        admin_up: true,
-        carrier: true,
-        master: None,
-        vlan: None,
-        peer: None,
+        ..Link::ethernet(ifindex, name)
     };
     (ifindex, link)
 }

@@ -31,22 +31,14 @@ fn net(text: &str) -> IpNet {
 
 fn link(ifindex: u32, name: &str) -> Link {
     Link {
-        ifindex,
-        name: name.to_owned(),
-        alt_names: Vec::new(),
-        hardware: libc::ARPHRD_ETHER,
         kind: Some("veth".to_owned()),
         mac: [2, 0, 0, 0, 1, ifindex as u8],
-        mtu: 1500,
-        admin_up: true,
-        carrier: true,
-        master: None,
-        vlan: None,
         peer: Some(Peer {
             ifindex: 2,
             netnsid: Some(0),
             mac: Some([2, 0, 0, 0, 2, ifindex as u8]),
         }),
+        ..Link::ethernet(ifindex, name)
     }
 }
 

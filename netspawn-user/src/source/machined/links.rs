@@ -258,21 +258,7 @@ mod tests {
     fn link(text: &str) -> Link {
         let mut words = text.split(' ');
         let ifindex = words.next().unwrap().parse().unwrap();
-        let name = words.next().unwrap().to_owned();
-        let mut link = Link {
-            ifindex,
-            name,
-            alt_names: Vec::new(),
-            hardware: libc::ARPHRD_ETHER,
-            kind: None,
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            admin_up: true,
-            carrier: true,
-            master: None,
-            vlan: None,
-            peer: None,
-        };
+        let mut link = Link::ethernet(ifindex, words.next().unwrap());
         for word in words {
             if let Some(name) = word.strip_prefix('+') {
                 link.alt_names.push(name.to_owned());
