@@ -165,8 +165,8 @@ pub struct EndpointEntry {
 pub struct Uplink {
     /// Link-layer address, the one all answers carry.
     pub mac: Mac,
-    /// [`uplink_flag`] bits.
-    pub flags: u16,
+    /// Zero.
+    pub pad: u16,
     /// MTU in bytes of IP packet.
     pub mtu: u32,
     /// Address that ICMP errors come from (RFC 1812 4.3.2.4); zero when the host
@@ -175,13 +175,6 @@ pub struct Uplink {
     /// Address that ICMPv6 errors come from (RFC 4443 2.2); zero when the host
     /// has none.
     pub address6: Ipv6,
-}
-
-/// Bits of [`Uplink::flags`].
-pub mod uplink_flag {
-    /// Checksums that were left to the device (`CHECKSUM_PARTIAL`) are filled in
-    /// on the way out. A veth leaves them out, as its other end needs none.
-    pub const FILLS_CHECKSUMS: u16 = 1 << 0;
 }
 
 /// Bits of [`NextHop::flags`].

@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use netspawn_ebpf::{
     abi::{
         Endpoint, EndpointEntry, HOST, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, NAME_LEN, NextHop,
-        Settings, Uplink, endpoint_flag, nexthop_flag, uplink_flag,
+        Settings, Uplink, endpoint_flag, nexthop_flag,
     },
     wire::{Ipv6, Mac},
 };
@@ -840,10 +840,7 @@ impl<'a> Resolver<'a> {
                         *ifindex,
                         Uplink {
                             mac: link.mac,
-                            flags: match link.kind.as_deref() {
-                                Some("veth") => 0,
-                                _ => uplink_flag::FILLS_CHECKSUMS,
-                            },
+                            pad: 0,
                             mtu: link.mtu,
                             address4: self.reporter4(*ifindex).octets(),
                             address6: self.reporter6(*ifindex).octets(),

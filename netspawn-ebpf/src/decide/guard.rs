@@ -43,6 +43,15 @@ fn link_layer(eth: &EthHdr, endpoint: &Endpoint) -> Result<(), Reason> {
     }
 }
 
+/// Whether neighbor discovery may hide behind extension headers, where the host's stack
+/// would find and believe it (RFC 6980, RFC 7113): it has 255 hops (RFC 4861 7.1), which
+/// next to nothing else that has such headers does.
+#[inline(always)]
+fn may_hide_discovery(ip: &Ip6) -> bool {
+    // Hop-by-hop, routing, fragment, authentication, destination options.
+    ip.hop_limit == 255 && matches!(ip.next_header, 0 | 43 | 44 | 51 | 60)
+}
+
 /// Sends a packet to the host by way of the uplink that its source's route
 /// leaves by, which satisfies every `rp_filter`.
 #[inline(always)]
@@ -259,6 +268,9 @@ where
     let Some(ip) = Ip6::sound(frame, meta) else {
         return drop(Reason::BadHeader);
     };
+    if may_hide_discovery(&ip) && (owner == HOST || is_link_local6(&ip.destination)) {
+        return drop(Reason::BadFrame);
+    }
     if is_link_local6(&ip.destination) {
         if ip.destination == words6(&GATEWAY6) && nd == kind::ECHO_REQUEST {
             return Verdict::echo(Family::V6);

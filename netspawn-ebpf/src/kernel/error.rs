@@ -11,10 +11,9 @@ use aya_ebpf::{
     },
 };
 use netspawn_ebpf::{
-    abi::{Owner, uplink_flag},
+    abi::Owner,
     decide::error::{self, Toward},
-    rewrite::error::{HEADERS4, HEADERS6, error4, error6, quoted, quoted_when_filled},
-    tables::Tables as _,
+    rewrite::error::{HEADERS4, HEADERS6, error4, error6, quoted, settle},
     verdict::{Error, Family},
     wire::{Frame, Ip6, Ipv4Hdr, L3, Pod},
 };
@@ -71,7 +70,7 @@ fn make4(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
     }
     let ip = frame.read::<Ipv4Hdr>(L3)?;
     let quote = skb.quote(Family::V4, u32::from(u16::from_be_bytes(ip.tot_len)));
-    let sum = skb.cut(Family::V4, what, quote)?;
+    let sum = skb.cut(Family::V4, quote)?;
     skb.room(HEADERS4)?;
     error4(
         &mut skb.packet(),
@@ -95,7 +94,7 @@ fn make6(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
     }
     let ip = Ip6::read(&frame)?;
     let quote = skb.quote(Family::V6, u32::from(ip.payload) + 40);
-    let sum = skb.cut(Family::V6, what, quote)?;
+    let sum = skb.cut(Family::V6, quote)?;
     skb.room(HEADERS6)?;
     error6(
         &mut skb.packet(),
@@ -170,36 +169,20 @@ impl Skb {
 
     /// Cuts the frame to the quote, and returns its sum.
     #[inline(always)]
-    fn cut(&self, family: Family, what: u32, quote: u32) -> Option<u64> {
+    fn cut(&self, family: Family, quote: u32) -> Option<u64> {
         let partial = self.is_partial();
-        let filled = partial && matches!(toward(what), Toward::Network) && self.fills_checksums();
-        let filled = if filled {
-            quoted_when_filled(&self.packet(), family)
-        } else {
-            None
-        };
         self.resize(L3 as u32 + quote)?;
-        let sum = match filled {
-            Some(sum) => sum,
-            None => {
-                // Zeros add nothing to the sum.
-                let padded = (quote & !7) + 8;
-                self.resize(L3 as u32 + padded)?;
-                // SAFETY: the context is valid; packet pointers are taken afresh.
-                unsafe { bpf_skb_pull_data(self.0, self.length()) };
-                let sum = quoted(self, padded as usize)?;
-                self.resize(L3 as u32 + quote)?;
-                sum
-            }
-        };
-        Some(sum)
-    }
-
-    #[inline(always)]
-    fn fills_checksums(&self) -> bool {
-        match Maps.uplink(self.ifindex()) {
-            Some(uplink) => uplink.flags & uplink_flag::FILLS_CHECKSUMS != 0,
-            None => false,
+        // Zeros add nothing to the sum.
+        let padded = (quote & !7) + 8;
+        self.resize(L3 as u32 + padded)?;
+        // SAFETY: the context is valid; packet pointers are taken afresh.
+        unsafe { bpf_skb_pull_data(self.0, self.length()) };
+        let sum = quoted(self, padded as usize)?;
+        self.resize(L3 as u32 + quote)?;
+        if partial {
+            Some(settle(&mut self.packet(), family, sum).unwrap_or(sum))
+        } else {
+            Some(sum)
         }
     }
 
@@ -217,7 +200,9 @@ impl Skb {
                 return false;
             }
             // Makes CHECKSUM_NONE a checksum that is known to be right.
-            if bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_INC)) >= 0 {
+            // Returns 0 whatever it has done.
+            bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_INC));
+            if bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 {
                 bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_DEC));
                 return false;
             }

@@ -31,12 +31,14 @@ pub fn quoted(frame: &(impl Frame + ?Sized), length: usize) -> Option<u64> {
     checksum::sum8::<MAX_UNITS>(frame, L3, length)
 }
 
-/// The sum of the packet at byte 14 once a device has filled in the checksum that its
-/// transport header was left without. Whatever the payload is, the transport part then
-/// sums up to all ones, but for what the field held before, which is the sum of the
-/// pseudo-header. `None` where no TCP or UDP header follows.
+/// Makes the transport checksum of the quote at byte 14 one that a device which fills it
+/// in (`CHECKSUM_PARTIAL`) leaves as it is, and returns the sum of the quote with it;
+/// `None` where no TCP or UDP header follows. `sum` is that of the quote before.
+///
+/// The device puts `-(others + field)` there; `-others / 2` is the value that this gives
+/// again. In ones' complement to halve is to rotate.
 #[inline(always)]
-pub fn quoted_when_filled(frame: &(impl Frame + ?Sized), family: Family) -> Option<u64> {
+pub fn settle(frame: &mut (impl FrameMut + ?Sized), family: Family, sum: u64) -> Option<u64> {
     const TCP_CHECK: usize = 16;
     const UDP_CHECK: usize = 6;
     let (header, next, length) = match family {
@@ -58,8 +60,13 @@ pub fn quoted_when_filled(frame: &(impl Frame + ?Sized), family: Family) -> Opti
         protocol::UDP => UDP_CHECK,
         _ => return None,
     };
-    let pseudo = frame.read::<u16>(L3 + length + field)?;
-    Some(header + u64::from(!pseudo))
+    let at = L3 + length + field;
+    let old = frame.read::<u16>(at)?;
+    let without = u64::from(checksum::fold(sum)) + u64::from(!old);
+    let others = checksum::fold(without + u64::from(!checksum::fold(header)));
+    let settled = (!others).rotate_right(1);
+    frame.write(at, settled)?;
+    Some(without + u64::from(settled))
 }
 
 /// Type and code of ICMP.

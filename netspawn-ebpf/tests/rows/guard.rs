@@ -423,6 +423,35 @@ fn host() -> Vec<Row> {
             packet(mac(DB), port_mac(DB), CARVED6, HOST6).frame(),
             ForHost,
         ),
+        drop6(
+            "P7 what may be an advertisement for the host behind an extension header",
+            to6(HOST6).hops(255).with(Inner::HopByHop),
+            BadFrame,
+        ),
+        drop6(
+            "P7 what may be an advertisement for the host in a fragment",
+            to6(HOST6).hops(255).with(Inner::Fragment),
+            BadFrame,
+        ),
+        drop6(
+            "P7 what may be a router advertisement for the port behind an extension header",
+            from6(guest_link_local(WEB), port_link_local(WEB))
+                .hops(255)
+                .with(Inner::HopByHop),
+            BadFrame,
+        ),
+        Row::forward(
+            "G5 an extension header and too few hops for neighbor discovery",
+            AT,
+            to6(HOST6).hops(254).with(Inner::HopByHop).frame(),
+            ForwardedOut,
+            nobody,
+            to6(HOST6)
+                .hops(254)
+                .with(Inner::HopByHop)
+                .via(mac(WEB), UPLINK)
+                .frame(),
+        ),
         Row::pass(
             "G5 the port's link-local address",
             AT,

@@ -126,7 +126,7 @@ pub const MACHINES: [Owner; 7] = [WEB, DOWN, TAGGED, DB, ACME, BRIDGE, SMALL];
 pub fn uplink() -> Uplink {
     Uplink {
         mac: UPLINK,
-        flags: 0,
+        pad: 0,
         mtu: 1500,
         address4: HOST4,
         address6: HOST6,

@@ -673,7 +673,7 @@ fn routes_become_next_hops() {
             ETH0,
             Uplink {
                 mac: ETH0_MAC,
-                flags: uplink_flag::FILLS_CHECKSUMS,
+                pad: 0,
                 mtu: 1500,
                 address4: [192, 0, 2, 10],
                 address6: "2001:db8::10".parse::<Ipv6Addr>().unwrap().octets(),
