@@ -4,7 +4,9 @@
 use crate::abi::{GATEWAY4, GATEWAY6};
 use crate::tables::Tables;
 use crate::verdict::Family;
-use crate::wire::{Frame, Ip6, Ipv4, Ipv4Hdr, L3, L4_V6, Words6, protocol, words6};
+use crate::wire::{
+    EthHdr, Frame, Ip6, Ipv4, Ipv4Hdr, L3, L4_V6, Words6, is_multicast_mac, protocol, words6,
+};
 
 /// Which way an error goes.
 #[repr(u32)]
@@ -37,10 +39,16 @@ pub const fn quote_length(family: Family, length: u32, there: u32) -> u32 {
 }
 
 /// Whether an error may be sent about a packet from one station to another, as
-/// decisions have found it to be: not about errors, nor about fragments other than
-/// the first (RFC 1812 4.3.2.7, RFC 4443 2.4 (e)).
+/// decisions have found it to be: not about errors, nor about IPv4 fragments other than
+/// the first (RFC 1812 4.3.2.7, RFC 4443 2.4 (e); `is_ineligible` in net/ipv6/icmp.c).
 #[inline(always)]
 pub fn is_due<F: Frame + ?Sized>(frame: &F, family: Family) -> bool {
+    let Some(eth) = frame.read::<EthHdr>(0) else {
+        return false;
+    };
+    if is_multicast_mac(&eth.src_addr) {
+        return false;
+    }
     match family {
         Family::V4 => is_due4(frame),
         Family::V6 => is_due6(frame),
@@ -58,8 +66,12 @@ fn is_due4<F: Frame + ?Sized>(frame: &F) -> bool {
     if ip.proto != protocol::ICMP {
         return true;
     }
-    let offset = L3 + usize::from(ip.vihl & 15) * 4;
-    match frame.read::<[u8; 2]>(offset) {
+    let header = usize::from(ip.vihl & 15) * 4;
+    if usize::from(u16::from_be_bytes(ip.tot_len)) <= header {
+        return false;
+    }
+    // With the byte behind it, because the verifier loses track of single ones.
+    match frame.read::<[u8; 2]>(L3 + header) {
         // Unreachable, source quench, redirect, time exceeded, parameter problem.
         Some([kind, _]) => !matches!(kind, 3 | 4 | 5 | 11 | 12),
         None => false,
@@ -74,32 +86,49 @@ fn is_due6<F: Frame + ?Sized>(frame: &F) -> bool {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
     const DESTINATION: u8 = 60;
     const REDIRECT: u8 = 137;
     let Some(ip) = Ip6::read(frame) else {
         return false;
     };
+    let end = L4_V6 + usize::from(ip.payload);
     let (mut next, mut offset) = (ip.next_header, L4_V6);
     for _ in 0..MAX_EXTENSIONS {
-        let units = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION => None,
-            FRAGMENT => Some(0),
+        match next {
+            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => {}
             protocol::ICMPV6 => {
                 return match frame.read::<[u8; 2]>(offset) {
+                    Some(_) if offset >= end => false,
                     Some([kind, _]) => kind >= 128 && kind != REDIRECT,
                     None => false,
                 };
             }
             _ => return true,
-        };
-        let Some([following, length, high, low]) = frame.read::<[u8; 4]>(offset) else {
-            return false;
-        };
-        if units.is_some() && u16::from_be_bytes([high, low]) >> 3 != 0 {
-            return false;
         }
+        // Cut short, it is no error that anybody could read.
+        if offset + 2 > end {
+            return true;
+        }
+        let Some([following, length]) = frame.read::<[u8; 2]>(offset) else {
+            return false;
+        };
+        if next == FRAGMENT {
+            // What a later one is a part of cannot be seen.
+            match frame.read::<[u8; 2]>(offset + 2) {
+                _ if offset + 4 > end => return true,
+                Some(place) if u16::from_be_bytes(place) >> 3 != 0 => return true,
+                Some(_) => {}
+                None => return false,
+            }
+        }
+        offset += match next {
+            FRAGMENT => 8,
+            // RFC 4302 2.2.
+            AUTHENTICATION => 8 + usize::from(length) * 4,
+            _ => 8 + usize::from(length) * 8,
+        };
         next = following;
-        offset += 8 + usize::from(units.unwrap_or(length)) * 8;
     }
     false
 }

@@ -16,6 +16,9 @@ use crate::wire::{
     is_multicast6, is_unspecified6, ndp::kind, protocol, words6,
 };
 
+/// Bytes of an echo request without data.
+const ECHO_HEADER: u32 = 8;
+
 const DHCP4_SERVER: u16 = 67;
 const DHCP4_CLIENT: u16 = 68;
 const DHCP6_CLIENT: u16 = 546;
@@ -171,6 +174,7 @@ where
             if ip.dst_addr == GATEWAY4 {
                 let echo = ip.proto == protocol::ICMP
                     && words == 5
+                    && ip.length() >= Ipv4Hdr::LEN as u32 + ECHO_HEADER
                     && u16::from_be_bytes(ip.frags) & 0x3fff == 0
                     && frame.read::<[u8; 2]>(L3 + Ipv4Hdr::LEN) == Some([8, 0]);
                 return if echo {
@@ -272,7 +276,10 @@ where
         return drop(Reason::BadFrame);
     }
     if is_link_local6(&ip.destination) {
-        if ip.destination == words6(&GATEWAY6) && nd == kind::ECHO_REQUEST {
+        if ip.destination == words6(&GATEWAY6)
+            && nd == kind::ECHO_REQUEST
+            && u32::from(ip.payload) >= ECHO_HEADER
+        {
             return Verdict::echo(Family::V6);
         }
         if ip.destination != words6(&endpoint.port_link_local)

@@ -6,8 +6,8 @@ use crate::abi::{Endpoint, GATEWAY6, HOST, NOBODY, Owner, Uplink};
 use crate::tables::Tables;
 use crate::verdict::{MacWord, Reason, Verdict, mac_word, word_mac};
 use crate::wire::{
-    EthHdr, Frame, Ip6, L4_V6, Mac, Words6, checksum, is_link_local6, is_multicast_mac,
-    is_multicast6, is_unspecified6,
+    EthHdr, Frame, Ip6, L4_V6, Mac, Words6, checksum, is_link_local6, is_loopback6,
+    is_multicast_mac, is_multicast6, is_unspecified6,
     ndp::{
         ALL_NODES_MAC, HEADER, HOP_LIMIT, MAX_OPTIONS, MAX_UNITS, OPTION_SOURCE, OPTION_TARGET,
         OPTIONS, TARGET, kind, solicited_node,
@@ -70,7 +70,8 @@ fn examine<F: Frame + ?Sized>(frame: &F, ip: &Ip6, target: &Words6, wanted: u8) 
         if units == 0 || kind == wanted && units != 1 {
             return fault(Reason::Malformed);
         }
-        if kind == wanted {
+        // The first counts (`ndisc_parse_options`).
+        if kind == wanted && option == NO_OPTION {
             option = mac_word([a, b, c, d, e, f]);
         }
         offset += usize::from(units) * 8;
@@ -165,6 +166,9 @@ where
     let Some((ip, target)) = head(frame) else {
         return Verdict::pass(Reason::Malformed);
     };
+    if is_loopback6(&ip.source) {
+        return Verdict::pass(Reason::Malformed);
+    }
     let sender = tables.owner6(&ip.source);
     if is_machine(sender) {
         return Verdict::drop(Reason::SpoofedSource, sender);

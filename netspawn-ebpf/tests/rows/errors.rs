@@ -139,9 +139,49 @@ fn never() -> Vec<Row> {
             "F2 about an error in a first fragment",
             fragment(58, [0, 1], 1),
         ),
-        expired(
-            "F2 about a fragment that is not the first, IPv6",
+        told(
+            "F2 about a fragment that is not the first, IPv6 (RFC 8200 4.5)",
             fragment(17, [0, 9], 0),
+        ),
+        told(
+            "F2 about UDP behind an authentication header",
+            in6(Inner::Other(
+                51,
+                [
+                    [17, 1, 0, 0, 0, 0, 0, 1],
+                    [0, 0, 0, 1, 0, 0, 0, 0],
+                    [0, 1, 0, 2, 0, 8, 0, 0],
+                ]
+                .concat()[..20]
+                    .to_vec(),
+            ))
+            .frame(),
+        ),
+        expired(
+            "F2 about an error behind an authentication header",
+            in6(Inner::Other(
+                51,
+                [
+                    [58, 1, 0, 0, 0, 0, 0, 1],
+                    [0, 0, 0, 1, 1, 0, 0, 0],
+                    [0, 0, 0, 0, 0, 0, 0, 0],
+                ]
+                .concat()[..20]
+                    .to_vec(),
+            ))
+            .frame(),
+        ),
+        expired(
+            "F2 about ICMP whose type is behind the packet's end",
+            super::build::pad(in4(Inner::Other(1, vec![])).frame(), 60, 0),
+        ),
+        expired(
+            "F2 about ICMPv6 whose type is behind the packet's end",
+            super::build::pad(in6(Inner::Other(58, vec![])).frame(), 64, 0xff),
+        ),
+        expired(
+            "F2 to a group's Ethernet address (RFC 1812 4.3.2.7)",
+            patch(in4(Inner::Udp(1, 2, 3)).frame(), 6, &[3]),
         ),
         expired(
             "F2 behind more extensions than are looked at",

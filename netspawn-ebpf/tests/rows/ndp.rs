@@ -172,6 +172,18 @@ fn uplink() -> Vec<Row> {
             .frame(),
             Reason::NotForUs,
         ),
+        Row::pass(
+            "N5 from ::1 (RFC 4291 2.5.3)",
+            at,
+            solicitation(
+                web,
+                [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+                ASKER,
+                &option(1, ASKER),
+            )
+            .frame(),
+            Reason::Malformed,
+        ),
         Row::drop(
             "N10 from an owned address",
             at,
@@ -258,6 +270,11 @@ fn options() -> Vec<Row> {
         answered(
             "N6 target option, which means nothing here",
             with(&option(2, ASKER)),
+            is_at(web),
+        ),
+        answered(
+            "N6 two source options, of which the first counts",
+            with(&[option(1, ASKER), option(1, OTHER_STATION)].concat()),
             is_at(web),
         ),
         answered("N6 eight options", with(&many(8)), is_at(web)),
