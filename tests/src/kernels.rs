@@ -423,6 +423,32 @@ impl<'a> Guest<'a> {
         let dir = Workdir::new()?;
         let initrd = dir.path().join("initrd");
         fs::write(&initrd, self.archive()?)?;
+        // Emulation fails at random before a script begins, with kernels that patch their
+        // own code while they boot.
+        let mut tries = 1..=3;
+        let console = loop {
+            match self.boot(&initrd, limit) {
+                Ok(console) => break console,
+                Err(error) if tries.next() < Some(3) => {
+                    eprintln!("{error:#}\nbooting it again");
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let (console, status) = console
+            .split_once(STATUS)
+            .with_context(|| format!("the guest's script has no end\n{console}"))?;
+        let status = status.lines().next().unwrap_or_default().trim();
+        Ok(Report {
+            status: status
+                .parse()
+                .with_context(|| format!("status `{status}`"))?,
+            console: console.trim().to_owned(),
+        })
+    }
+
+    /// Boots once; what it printed from the script's beginning on.
+    fn boot(&self, initrd: &Path, limit: Duration) -> Result<String> {
         // In a namespace of its own there is nothing that it could reach.
         let nowhere = Ns::new("qemu")?;
         let output = nowhere
@@ -436,7 +462,7 @@ impl<'a> Guest<'a> {
             .args(["-no-reboot", "-kernel"])
             .arg(self.kernel.folder.join("vmlinuz"))
             .arg("-initrd")
-            .arg(&initrd)
+            .arg(initrd)
             .args([
                 "-append",
                 "console=ttyS0 panic=-1 oops=panic quiet mitigations=off",
@@ -451,16 +477,7 @@ impl<'a> Guest<'a> {
                 self.kernel.release, output.stderr
             )
         })?;
-        let (console, status) = console
-            .split_once(STATUS)
-            .with_context(|| format!("the guest's script has no end\n{console}"))?;
-        let status = status.lines().next().unwrap_or_default().trim();
-        Ok(Report {
-            status: status
-                .parse()
-                .with_context(|| format!("status `{status}`"))?,
-            console: console.trim().to_owned(),
-        })
+        Ok(console.to_owned())
     }
 
     /// All files as the kernel wants them (Documentation/driver-api/early-userspace).

@@ -62,15 +62,30 @@ pub fn start() -> Result<()> {
     }
 }
 
-/// Writes the document from the record.
+/// The suites that record.
+pub const RECORDING: [&str; 2] = ["frames", "uplink"];
+
+/// Writes the document from the record of these suites.
+///
+/// # Errors
+/// When there is no record.
+pub fn write() -> Result<()> {
+    let (document, _) = document(&read()?)?;
+    fs::write(DOCUMENT, document).with_context(|| format!("cannot write {DOCUMENT}"))
+}
+
+fn read() -> Result<String> {
+    let path = record();
+    fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}, which the suites write", path.display()))
+}
+
+/// Writes the document from the record of a whole run.
 ///
 /// # Errors
 /// When a row is held by no test, or the document was not what it is now.
 pub fn finish() -> Result<()> {
-    let path = record();
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}, which the suites write", path.display()))?;
-    let (document, missing) = document(&text)?;
+    let (document, missing) = document(&read()?)?;
     let old = fs::read_to_string(DOCUMENT).unwrap_or_default();
     if old != document {
         fs::write(DOCUMENT, &document).with_context(|| format!("cannot write {DOCUMENT}"))?;
@@ -106,8 +121,8 @@ fn document(record: &str) -> Result<(String, Vec<String>)> {
     let mut missing = Vec::new();
     let mut text = String::from(
         "# Rows of the protocol, and the tests that hold them\n\n\
-         Written by `cargo xtask test` from what the suites record; a row without a test, or a\n\
-         change here, fails it. `cases` counts frames, or runs of a test with real peers.\n",
+         Written by `cargo xtask test frames uplink` from what the suites record; in a whole run a\n\
+         row without a test, or a change here, is a failure. `cases` counts frames, or runs of a test with real peers.\n",
     );
     for (letter, numbers, title) in ROWS {
         let _ = write!(

@@ -5,8 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, target_dir},
     ci::{self, cargo},
-    fuzz,
-    kernels, protocol,
+    fuzz, kernels, protocol,
     run::{read, show, step},
     setup,
 };
@@ -23,7 +22,7 @@ const DIFFERENTIAL: &str = "differential";
 /// Tests of the library that the suites share.
 const SUPPORT: &str = "support";
 
-/// Guests with other kernels; alone it also writes the table of kernels.
+/// Guests with other kernels; named, it also writes the table of kernels.
 const KERNELS: &str = "kernels";
 
 /// Arguments of `cargo xtask test`.
@@ -56,7 +55,8 @@ pub fn run(args: Args) -> Result<()> {
     };
     build::programs(false)?;
     protocol::start()?;
-    let alone = suites == [KERNELS];
+    let named = |suite: &str| !whole && suites.iter().any(|name| name == suite);
+    let (kernels, protocol) = (named(KERNELS), protocol::RECORDING.into_iter().all(named));
     for suite in suites {
         step(format_args!("suite {suite}"));
         if let Err(error) = run_suite(&suite) {
@@ -64,8 +64,11 @@ pub fn run(args: Args) -> Result<()> {
             failed.push(suite);
         }
     }
-    if alone && failed.is_empty() {
+    if kernels && failed.is_empty() {
         kernels::write()?;
+    }
+    if protocol && failed.is_empty() {
+        protocol::write()?;
     }
     if whole && let Err(error) = protocol::finish() {
         eprintln!("error: {error:#}");
