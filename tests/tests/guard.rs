@@ -278,3 +278,56 @@ in_each_mode! {
     spoofed_advertisements_take_nothing_over
     tagged_frames_reach_nobody
 }
+
+/// A machine that bridges or routes for others, once its file says so: its addresses are
+/// enforced all the same.
+#[test]
+fn files_widen_the_guard_as_far_as_they_say() -> Result<()> {
+    const STRANGER: [u8; 6] = [2, 0, 0, 0, 0x55, 5];
+    let on = Attached::usual(Mode::Tc)?;
+    let lab = &on.lab;
+    let web = lab.machine("web");
+    let (own_mac, port_mac) = (web.ns.mac(HOST0)?, lab.host.mac(web.port())?);
+    let mut number = 0u8;
+    let mut reaches = |source_mac: [u8; 6], source: [u8; 4]| -> Result<bool> {
+        number += 1;
+        let payload = [MARKER, &[number]].concat();
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(source_mac, port_mac)
+            .ipv4(source, GATEWAY4.octets(), 64)
+            .udp(4000, 5000)
+            .write(&mut frame, &payload)?;
+        let mut capture = Capture::start(&lab.net, LAN)?;
+        send_frame(&web.ns, HOST0, &frame)?;
+        Ok(wait_until(Duration::from_millis(200), || {
+            !capture.containing(&payload).is_empty()
+        }))
+    };
+    let soon = |condition: &mut dyn FnMut() -> Result<bool>| {
+        wait_until(Duration::from_secs(5), || {
+            condition().is_ok_and(|done| done)
+        })
+    };
+    let (own, routed, other) = (web.v4().octets(), [10, 8, 0, 9], [10, 9, 0, 9]);
+    ensure!(reaches(own_mac, own)?, "what may be sent does not arrive");
+    ensure!(!reaches(own_mac, routed)? && !reaches(STRANGER, own)?);
+
+    let text = format!("{}sources = [\"10.8.0.0/24\"]\n", web.declaration());
+    lab.declare("web", &text)?;
+    ensure!(soon(&mut || reaches(own_mac, routed)), "not granted");
+    ensure!(!reaches(own_mac, other)? && !reaches(STRANGER, routed)?);
+
+    let text = format!("{}any-mac = true\n", web.declaration());
+    lab.declare("web", &text)?;
+    ensure!(soon(&mut || reaches(STRANGER, own)), "not granted");
+    ensure!(
+        soon(&mut || Ok(!reaches(own_mac, routed)?)),
+        "not taken back"
+    );
+    ensure!(!reaches(STRANGER, routed)?);
+
+    lab.declare("web", &web.declaration())?;
+    ensure!(soon(&mut || Ok(!reaches(STRANGER, own)?)), "not taken back");
+    ensure!(reaches(own_mac, own)?);
+    Ok(())
+}
