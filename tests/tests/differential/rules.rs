@@ -71,7 +71,6 @@ fn is_machine(address: &[u8]) -> bool {
     owner(address).is_some_and(|owner| owner != HOST)
 }
 
-/// Fields of a frame, as far as it has them.
 /// Hop-by-hop, routing, fragment, authentication, destination options.
 fn is_extension(header: u8) -> bool {
     matches!(header, 0 | 43 | 44 | 51 | 60)
@@ -86,6 +85,7 @@ fn extension_length(header: u8, field: u8) -> usize {
     }
 }
 
+/// Fields of a frame, as far as it has them.
 impl Case<'_> {
     fn bytes(&self, range: std::ops::Range<usize>) -> &[u8] {
         self.frame.get(range).unwrap_or_default()
@@ -376,6 +376,19 @@ pub const RULES: &[Rule] = &[
         explains: |case| {
             case.nd().is_some()
                 && matches!(case.difference, KernelForwards(_) | KernelReplies(1 | 3))
+        },
+    },
+    Rule {
+        name: "N7 what may hide discovery behind extension headers does not reach the host",
+        explains: |case| {
+            let to = case.destination();
+            case.port().is_some()
+                && case.drops(Reason::BadFrame)
+                && case.is_v6()
+                && is_extension(case.frame[20])
+                && case.frame[21] == 255
+                && (owner(to) == Some(HOST) || within(to, &LINK_LOCAL, 10))
+                && matches!(case.difference, KernelReplies(_))
         },
     },
     Rule {

@@ -37,13 +37,6 @@ const FORGET: u64 = 16 * BATCH;
 /// Differences that are shown before a run gives up.
 const SHOWN: u64 = 10;
 
-/// When a run ends.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub frames: Option<u64>,
-    pub time: Option<Duration>,
-}
-
 /// What a run found.
 #[derive(Default)]
 pub struct Report {
@@ -143,14 +136,10 @@ impl Session {
         })
     }
 
-    /// Goes on until a limit.
-    pub fn run(mut self, limits: Limits) -> Result<Report> {
+    /// Compares so many frames, unless there is much to show before.
+    pub fn run(mut self, frames: u64) -> Result<Report> {
         let start = Instant::now();
-        let over = |report: &Report| {
-            limits.frames.is_some_and(|frames| report.frames >= frames)
-                || limits.time.is_some_and(|time| start.elapsed() >= time)
-                || report.unexplained >= SHOWN
-        };
+        let over = |report: &Report| report.frames >= frames || report.unexplained >= SHOWN;
         while !over(&self.report) {
             let at = self.generator.hook();
             for _ in 0..BATCH {
