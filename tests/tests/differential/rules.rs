@@ -385,8 +385,7 @@ pub const RULES: &[Rule] = &[
             case.port().is_some()
                 && case.drops(Reason::BadFrame)
                 && case.is_v6()
-                && is_extension(case.frame[20])
-                && case.frame[21] == 255
+                && matches!(*case.bytes(20..22), [next, 255] if is_extension(next))
                 && (owner(to) == Some(HOST) || within(to, &LINK_LOCAL, 10))
                 && matches!(case.difference, KernelReplies(_))
         },
