@@ -2,8 +2,13 @@
 //! call, and `BPF_PROG_TEST_RUN` of any program.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
     time::Duration,
 };
 
@@ -119,6 +124,9 @@ mod asm {
 const LOOKUP: i32 = 1;
 const SKB_STORE_BYTES: i32 = 9;
 const TAIL_CALL: i32 = 12;
+const REDIRECT: i32 = 23;
+const SKB_LOAD_BYTES: i32 = 26;
+const REDIRECT_PEER: i32 = 155;
 const SKB_VLAN_PUSH: i32 = 18;
 const XDP_STORE_BYTES: i32 = 190;
 
@@ -180,7 +188,7 @@ impl Trampoline {
     /// Writes one of these frames over the one there is, the next each time. Their
     /// number is a power of two, and they have one length.
     pub fn replaying(kind: Kind, target: BorrowedFd<'_>, frames: &[Vec<u8>]) -> Result<Self> {
-        use asm::{EXIT, add, helper, insn, load_map, mov, set};
+        use asm::{helper, insn, mov, set};
         let count = u32::try_from(frames.len())?;
         assert!(count.is_power_of_two(), "{count} frames");
         let length = frames[0].len();
@@ -202,26 +210,8 @@ impl Trampoline {
             // Answers are marked; the mark would make the next run pass the frame.
             code.extend([set(1, 0), insn(0x63, 6, 1, MARK, 0)]);
         }
-        code.extend([insn(0x62, 10, 0, -4, 0), mov(2, 10), add(2, -4)]);
-        code.extend(load_map(1, turn.as_raw_fd()));
+        code.extend(next_value(&turn, &store, count));
         code.extend([
-            helper(LOOKUP),
-            insn(0x55, 0, 0, 1, 0),
-            EXIT,
-            insn(0x79, 7, 0, 0, 0),
-            mov(1, 7),
-            add(1, 1),
-            insn(0x7b, 0, 1, 0, 0),
-            insn(0x57, 7, 0, 0, (count - 1).cast_signed()),
-            insn(0x63, 10, 7, -4, 0),
-            mov(2, 10),
-            add(2, -4),
-        ]);
-        code.extend(load_map(1, store.as_raw_fd()));
-        code.extend([
-            helper(LOOKUP),
-            insn(0x55, 0, 0, 1, 0),
-            EXIT,
             mov(1, 6),
             set(2, 0),
             mov(3, 0),
@@ -238,6 +228,212 @@ impl Trampoline {
             _maps: vec![table, turn, store],
         })
     }
+}
+
+/// Instructions that put the next of so many values of a store, whose number counts up in
+/// `turn`, into r0; r6 must be saved, r7 is used.
+fn next_value(turn: &OwnedFd, store: &OwnedFd, count: u32) -> Vec<[u8; 8]> {
+    use asm::{EXIT, add, helper, insn, load_map, mov};
+    let mut code = vec![insn(0x62, 10, 0, -4, 0), mov(2, 10), add(2, -4)];
+    code.extend(load_map(1, turn.as_raw_fd()));
+    code.extend([
+        helper(LOOKUP),
+        insn(0x55, 0, 0, 1, 0),
+        EXIT,
+        insn(0x79, 7, 0, 0, 0),
+        mov(1, 7),
+        add(1, 1),
+        insn(0x7b, 0, 1, 0, 0),
+        insn(0x57, 7, 0, 0, (count - 1).cast_signed()),
+        insn(0x63, 10, 7, -4, 0),
+        mov(2, 10),
+        add(2, -4),
+    ]);
+    code.extend(load_map(1, store.as_raw_fd()));
+    code.extend([helper(LOOKUP), insn(0x55, 0, 0, 1, 0), EXIT]);
+    code
+}
+
+/// An XDP program that writes the next of many frames and sends it out of an interface.
+pub struct Cannon {
+    program: OwnedFd,
+    _maps: [OwnedFd; 2],
+}
+
+impl AsFd for Cannon {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+}
+
+impl Cannon {
+    /// Frames of one length, a power of two of them, and the interface of each.
+    pub fn new(frames: &[(Vec<u8>, u32)]) -> Result<Self> {
+        use asm::{EXIT, helper, insn, mov, set};
+        let count = u32::try_from(frames.len())?;
+        assert!(count.is_power_of_two(), "{count} frames");
+        let length = frames[0].0.len();
+        // The interface follows the frame.
+        let behind = length.next_multiple_of(8);
+        let turn = map(bpf_map_type::BPF_MAP_TYPE_ARRAY, 8, 1)?;
+        let store = map(bpf_map_type::BPF_MAP_TYPE_ARRAY, behind + 8, count)?;
+        for (at, (frame, ifindex)) in (0..).zip(frames) {
+            assert_eq!(frame.len(), length, "frames of one length");
+            let mut value = frame.clone();
+            value.resize(behind, 0);
+            value.extend(u64::from(*ifindex).to_ne_bytes());
+            put(store.as_fd(), at, value.as_ptr()).context("cannot store a frame")?;
+        }
+        let mut code = vec![mov(6, 1)];
+        code.extend(next_value(&turn, &store, count));
+        code.extend([
+            insn(0x79, 8, 0, behind.try_into()?, 0),
+            mov(1, 6),
+            set(2, 0),
+            mov(3, 0),
+            set(4, length.try_into()?),
+            helper(XDP_STORE_BYTES),
+            mov(1, 8),
+            set(2, 0),
+            helper(REDIRECT),
+            EXIT,
+        ]);
+        Ok(Cannon {
+            program: program(Kind::Xdp, &code)?,
+            _maps: [turn, store],
+        })
+    }
+}
+
+/// Runs an XDP program on so many live frames, whose actions are carried out in the
+/// namespace of this thread.
+pub fn fire(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()> {
+    const LIVE_FRAMES: u32 = 1 << 1;
+    let mut attr = empty();
+    // SAFETY: all members of the union are plain numbers.
+    let test = unsafe { &mut attr.test };
+    test.prog_fd = program.as_raw_fd().cast_unsigned();
+    test.data_in = frame.as_ptr() as u64;
+    test.data_size_in = frame.len().try_into().map_err(io::Error::other)?;
+    test.repeat = count;
+    test.flags = LIVE_FRAMES;
+    call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(drop)
+}
+
+/// A tc program that counts and drops.
+pub struct Sink {
+    program: OwnedFd,
+    counter: OwnedFd,
+}
+
+impl Sink {
+    /// Loads it.
+    pub fn new() -> Result<Self> {
+        use asm::{EXIT, add, helper, insn, load_map, mov, set};
+        const TC_ACT_SHOT: i32 = 2;
+        let counter = map(bpf_map_type::BPF_MAP_TYPE_ARRAY, 8, 1)?;
+        let mut code = vec![insn(0x62, 10, 0, -4, 0), mov(2, 10), add(2, -4)];
+        code.extend(load_map(1, counter.as_raw_fd()));
+        code.extend([
+            helper(LOOKUP),
+            insn(0x15, 0, 0, 2, 0),
+            set(1, 1),
+            insn(0xdb, 0, 1, 0, 0),
+            set(0, TC_ACT_SHOT),
+            EXIT,
+        ]);
+        Ok(Sink {
+            program: program(Kind::Tc, &code)?,
+            counter,
+        })
+    }
+
+    /// Pins the program.
+    pub fn pin(&self, path: &Path) -> Result<()> {
+        pin(self.program.as_fd(), path)
+    }
+
+    /// Packets so far.
+    pub fn count(&self) -> Result<u64> {
+        let (key, mut value) = (0_u32, 0_u64);
+        let mut attr = empty();
+        // SAFETY: all members of the union are plain numbers.
+        let element = unsafe { &mut attr.__bindgen_anon_2 };
+        element.map_fd = self.counter.as_raw_fd().cast_unsigned();
+        element.key = &raw const key as u64;
+        element.__bindgen_anon_1.value = &raw mut value as u64;
+        call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+        Ok(value)
+    }
+}
+
+/// A tc program that looks the IPv4 destination up and redirects to the peer of the
+/// interface found; what it does not find passes.
+pub struct Bare {
+    program: OwnedFd,
+    _table: OwnedFd,
+}
+
+impl Bare {
+    /// Destinations with their interfaces.
+    pub fn new(destinations: &[([u8; 4], u32)]) -> Result<Self> {
+        use asm::{EXIT, add, helper, insn, load_map, mov, set};
+        const TC_ACT_UNSPEC: i32 = -1;
+        let table = map(
+            bpf_map_type::BPF_MAP_TYPE_HASH,
+            4,
+            destinations.len().max(1).try_into()?,
+        )?;
+        for (address, ifindex) in destinations {
+            put(
+                table.as_fd(),
+                u32::from_ne_bytes(*address),
+                (&raw const *ifindex).cast(),
+            )
+            .context("cannot store a destination")?;
+        }
+        const DESTINATION: i32 = 30;
+        let mut code = vec![
+            set(2, DESTINATION),
+            mov(3, 10),
+            add(3, -4),
+            set(4, 4),
+            helper(SKB_LOAD_BYTES),
+            insn(0x55, 0, 0, 9, 0),
+            mov(2, 10),
+            add(2, -4),
+        ];
+        code.extend(load_map(1, table.as_raw_fd()));
+        code.extend([
+            helper(LOOKUP),
+            insn(0x15, 0, 0, 4, 0),
+            insn(0x61, 1, 0, 0, 0),
+            set(2, 0),
+            helper(REDIRECT_PEER),
+            EXIT,
+            set(0, TC_ACT_UNSPEC),
+            EXIT,
+        ]);
+        Ok(Bare {
+            program: program(Kind::Tc, &code)?,
+            _table: table,
+        })
+    }
+
+    /// Pins the program.
+    pub fn pin(&self, path: &Path) -> Result<()> {
+        pin(self.program.as_fd(), path)
+    }
+}
+
+fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty();
+    // SAFETY: all members of the union are plain numbers.
+    let pin = unsafe { &mut attr.__bindgen_anon_4 };
+    pin.bpf_fd = object.as_raw_fd().cast_unsigned();
+    pin.pathname = path.as_ptr() as u64;
+    Ok(call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)?)
 }
 
 /// A program that returns a number and does nothing.

@@ -382,7 +382,8 @@ fn measure_here(options: &Options) -> Result<Table> {
     })
 }
 
-fn stay_on_this_core() -> std::io::Result<()> {
+/// Keeps this thread, and what it starts, on the core it is on.
+pub(crate) fn stay_on_this_core() -> std::io::Result<()> {
     // SAFETY: the set is plain bits, and the calls take a pointer to a whole one.
     let result = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();

@@ -2,5 +2,9 @@
 
 mod bpf;
 pub mod cost;
+pub mod figure;
+pub mod lab;
 pub mod programs;
+pub mod run;
+pub mod scenarios;
 pub mod start;

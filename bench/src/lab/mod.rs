@@ -1,0 +1,19 @@
+//! The network that scenarios measure in: a generator and a receiver around a host that
+//! takes packets to machines in one of the ways there are.
+//!
+//! ```text
+//!      net                     host                               guests
+//!  lan0 10.0.0.1  ════  eth0 10.0.0.2 ─ the way ─ p0  ════════  g0  10.1.0.0
+//!       2001:db8::1          2001:db8::2          p1  ════════  g1  10.1.0.1
+//! ```
+
+mod links;
+mod load;
+mod receiver;
+mod way;
+mod world;
+
+pub use load::{Load, on_one_core};
+pub use receiver::Receiver;
+pub use way::Way;
+pub use world::{Guests, World, lan_mac, machine_mac, machine4, machine6, uplink_mac};

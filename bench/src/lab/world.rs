@@ -1,0 +1,439 @@
+//! Network, host and machines in one of the ways.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use netspawn_ebpf::wire::Mac;
+use netspawn_tests::{Cmd, LAN, Ns, Process, UPLINK, Workdir, binary};
+
+use super::{
+    links::{batch, receive_offload},
+    way::Way,
+};
+use crate::bpf::Bare;
+
+/// Where the machines' ends of their links are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guests {
+    /// All in one namespace, without addresses: for receivers that end packets.
+    Together,
+    /// Each in a namespace of its own, with addresses and routes: for stacks that answer.
+    Apart,
+}
+
+/// A network with a host and machines.
+///
+/// It goes with the value, with everything in it.
+pub struct World {
+    // Processes end before the namespaces that they are in.
+    agent: Option<Process>,
+    /// The network.
+    pub net: Ns,
+    /// The host.
+    pub host: Ns,
+    /// One namespace for all machines, or one for each.
+    pub guests: Vec<Ns>,
+    /// The way.
+    pub way: Way,
+    /// Number of machines.
+    pub machines: u32,
+    dir: Workdir,
+    _bare: Option<Bare>,
+}
+
+/// The address of the machine with that number.
+pub fn machine4(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a01_0000 + number)
+}
+
+/// As above.
+pub fn machine6(number: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | 1 << 32 | u128::from(number))
+}
+
+/// The MAC of the machine with that number.
+pub fn machine_mac(number: u32) -> Mac {
+    let [a, b, c, d] = number.to_be_bytes();
+    [2, 1, a, b, c, d]
+}
+
+/// The MAC of `eth0` in the host.
+pub const fn uplink_mac() -> Mac {
+    [2, 0, 0, 0, 0, 2]
+}
+
+/// The MAC of `lan0` in the network.
+pub const fn lan_mac() -> Mac {
+    [2, 0, 0, 0, 0, 1]
+}
+
+fn text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn numbers(machines: u32) -> impl Iterator<Item = u32> + Clone {
+    0..machines
+}
+
+/// How long an agent may take with all of the machines.
+const READY: Duration = Duration::from_secs(120);
+
+impl World {
+    /// Makes it, ready for packets.
+    pub fn new(way: Way, machines: u32, guests: Guests) -> Result<Self> {
+        let mut world = World::unattached(way, machines, guests)?;
+        if way.is_ours() {
+            world.attach()?;
+        }
+        Ok(world)
+    }
+
+    /// Makes it; where the way is ours, everything but the agent.
+    pub fn unattached(way: Way, machines: u32, guests: Guests) -> Result<Self> {
+        ensure!(
+            machines <= way.most(),
+            "{} takes {} machines at most",
+            way.name(),
+            way.most()
+        );
+        let dir = Workdir::new()?;
+        for folder in ["etc/machines", "run/machines"] {
+            dir.folder(folder)?;
+        }
+        dir.bpffs("bpf")?;
+        let spaces = match guests {
+            Guests::Together => 1,
+            Guests::Apart => machines,
+        };
+        let mut world = World {
+            agent: None,
+            net: Ns::new("net")?,
+            host: Ns::new("host")?,
+            guests: (0..spaces)
+                .map(|number| Ns::new(&format!("guest {number}")))
+                .collect::<Result<_>>()?,
+            way,
+            machines,
+            dir,
+            _bare: None,
+        };
+        world.join_network()?;
+        world.plug(guests)?;
+        match way {
+            Way::Link | Way::Macvlan => {}
+            Way::Bridge => world.bridge()?,
+            Way::Routed | Way::RoutedDefault | Way::Ndppd => world.route()?,
+            Way::Bare => world.redirect()?,
+            Way::Tc | Way::Xdp => world.declare()?,
+        }
+        if way == Way::Xdp {
+            // XDP_TX of the uplink's program needs a peer with NAPI, which GRO gives it.
+            receive_offload(&world.net, &[LAN.to_owned()])?;
+            if guests == Guests::Together {
+                receive_offload(&world.guests[0], &world.ends())?;
+            }
+        }
+        Ok(world)
+    }
+
+    /// Names of the machines' ends.
+    pub fn ends(&self) -> Vec<String> {
+        numbers(self.machines).map(|n| format!("g{n}")).collect()
+    }
+
+    /// Names of the ports in the host.
+    pub fn ports(&self) -> Vec<String> {
+        numbers(self.machines).map(|n| format!("p{n}")).collect()
+    }
+
+    /// The MAC that a frame from the network to a machine goes to.
+    pub fn mac_from_network(&self, number: u32) -> Mac {
+        match self.way {
+            Way::Bridge | Way::Macvlan => machine_mac(number),
+            _ => uplink_mac(),
+        }
+    }
+
+    /// The MAC that a frame of a machine to the network goes to.
+    pub fn mac_to_network(&self) -> Mac {
+        match self.way {
+            Way::Bridge | Way::Macvlan => lan_mac(),
+            _ => PORT_MAC,
+        }
+    }
+
+    /// A path for something to be pinned at.
+    pub fn pin(&self, name: &str) -> PathBuf {
+        self.dir.path().join("bpf").join(name)
+    }
+
+    /// Path of a file of this world's own.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `netspawn-xdp` in the host, with the world's own folders.
+    pub fn xdp<A: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<Cmd> {
+        let dir = self.dir.path();
+        Ok(self
+            .host
+            .cmd(binary()?)
+            .args(["--config-dir".as_ref(), dir.join("etc").as_os_str()])
+            .args(["--run-dir".as_ref(), dir.join("run").as_os_str()])
+            .args(["--bpf-dir".as_ref(), dir.join("bpf/netspawn").as_os_str()])
+            .args(args))
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub fn attach(&mut self) -> Result<()> {
+        let mode = self.way.name();
+        let args = ["attach", UPLINK, "--mode", mode, "--source", "files"];
+        let mut agent = self.xdp(args)?.start()?;
+        let ready = agent.wait_line(READY, |line| line.starts_with("ready:"))?;
+        let wanted = format!("ready: {} machine", self.machines);
+        ensure!(
+            ready.starts_with(&wanted),
+            "`{ready}` instead of `{wanted}…`"
+        );
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// The running agent's process id.
+    pub fn agent(&self) -> Option<u32> {
+        self.agent.as_ref().map(Process::id)
+    }
+
+    fn join_network(&self) -> Result<()> {
+        let (net, host) = (&self.net, &self.host);
+        for ns in [net, host] {
+            for key in ["all", "default"] {
+                ns.set_sysctl(&format!("net/ipv4/conf/{key}/rp_filter"), "0")?;
+            }
+        }
+        host.run(&format!(
+            "ip link add {UPLINK} address {} txqueuelen 1000 type veth \
+             peer name {LAN} address {} netns {}",
+            text(uplink_mac()),
+            text(lan_mac()),
+            net.path().display()
+        ))?;
+        batch(
+            net,
+            "ip",
+            [
+                format!("link set {LAN} up"),
+                format!("addr add 10.0.0.1/8 dev {LAN}"),
+                format!("addr add 2001:db8::1/64 dev {LAN} nodad"),
+            ],
+        )?;
+        batch(
+            host,
+            "ip",
+            [
+                format!("link set {UPLINK} up"),
+                format!("addr add 10.0.0.2/8 dev {UPLINK}"),
+                format!("addr add 2001:db8::2/64 dev {UPLINK} nodad"),
+                "route add default via 10.0.0.1".into(),
+                "route add default via 2001:db8::1".into(),
+                format!(
+                    "neigh replace 10.0.0.1 lladdr {} dev {UPLINK} nud permanent",
+                    text(lan_mac())
+                ),
+                format!(
+                    "neigh replace 2001:db8::1 lladdr {} dev {UPLINK} nud permanent",
+                    text(lan_mac())
+                ),
+            ],
+        )?;
+        // The generator sends with XDP, which wants its peer's NAPI.
+        receive_offload(host, &[UPLINK.to_owned()])
+    }
+
+    fn plug(&self, guests: Guests) -> Result<()> {
+        if self.way == Way::Link {
+            return Ok(());
+        }
+        let space = |number: u32| match guests {
+            Guests::Together => &self.guests[0],
+            Guests::Apart => &self.guests[number as usize],
+        };
+        let links = numbers(self.machines).map(|n| {
+            let mac = text(machine_mac(n));
+            let path = space(n).path();
+            let path = path.display();
+            if self.way == Way::Macvlan {
+                format!("link add link {UPLINK} name g{n} address {mac} netns {path} type macvlan mode bridge")
+            } else {
+                format!(
+                    "link add p{n} address {} type veth peer name g{n} address {mac} netns {path}",
+                    text(PORT_MAC)
+                )
+            }
+        });
+        batch(&self.host, "ip", links)?;
+        match guests {
+            Guests::Together => {
+                let ns = &self.guests[0];
+                // They would each claim the same link-local address or ask for routers.
+                ns.set_sysctl("net/ipv6/conf/all/disable_ipv6", "1")?;
+                ns.set_sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+                batch(
+                    ns,
+                    "ip",
+                    self.ends().iter().map(|end| format!("link set {end} up")),
+                )?;
+            }
+            Guests::Apart => {
+                for (number, ns) in (0..).zip(&self.guests) {
+                    batch(ns, "ip", self.guest(number))?;
+                }
+            }
+        }
+        if self.way != Way::Macvlan {
+            let ups = self
+                .ports()
+                .into_iter()
+                .map(|port| format!("link set {port} up"));
+            batch(&self.host, "ip", ups)?;
+        }
+        Ok(())
+    }
+
+    /// What a machine does with its end of the link.
+    fn guest(&self, number: u32) -> Vec<String> {
+        let end = format!("g{number}");
+        let mut lines = vec![format!("link set {end} up")];
+        match self.way {
+            Way::Bridge | Way::Macvlan => lines.extend([
+                format!("addr add {}/8 dev {end}", machine4(number)),
+                format!("addr add {}/64 dev {end} nodad", machine6(number)),
+            ]),
+            _ => lines.extend([
+                format!("addr add {}/32 dev {end}", machine4(number)),
+                format!("addr add {}/128 dev {end} nodad", machine6(number)),
+                format!("route add default via 169.254.1.1 dev {end} onlink"),
+                format!("route add default via fe80::1 dev {end} onlink"),
+            ]),
+        }
+        lines
+    }
+
+    fn bridge(&self) -> Result<()> {
+        batch(
+            &self.host,
+            "ip",
+            [
+                "link add br0 type bridge stp_state 0 mcast_snooping 0".into(),
+                format!("addr flush dev {UPLINK}"),
+                format!("link set {UPLINK} master br0"),
+                "link set br0 up".into(),
+                "addr add 10.0.0.2/8 dev br0".into(),
+                "addr add 2001:db8::2/64 dev br0 nodad".into(),
+            ]
+            .into_iter()
+            .chain(
+                self.ports()
+                    .into_iter()
+                    .map(|port| format!("link set {port} master br0")),
+            ),
+        )?;
+        let stations = numbers(self.machines).map(|n| {
+            format!(
+                "fdb replace {} dev p{n} master static",
+                text(machine_mac(n))
+            )
+        });
+        let lan = format!("fdb replace {} dev {UPLINK} master static", text(lan_mac()));
+        batch(&self.host, "bridge", stations.chain([lan]))
+    }
+
+    /// The way that hosts without a bridge do it: forwarding, a route and a permanent
+    /// neighbor for each machine, and answers by proxy.
+    fn route(&self) -> Result<()> {
+        let host = &self.host;
+        for key in [
+            "net/ipv4/ip_forward",
+            "net/ipv4/conf/all/proxy_arp",
+            "net/ipv6/conf/all/forwarding",
+            "net/ipv6/conf/all/proxy_ndp",
+        ] {
+            host.set_sysctl(key, "1")?;
+        }
+        host.set_sysctl(&format!("net/ipv6/conf/{UPLINK}/proxy_ndp"), "1")?;
+        if self.way == Way::Routed {
+            for family in ["ipv4", "ipv6"] {
+                host.set_sysctl(&format!("net/{family}/neigh/{UPLINK}/proxy_delay"), "0")?;
+            }
+        }
+        let machines = numbers(self.machines).flat_map(|n| {
+            let mac = text(machine_mac(n));
+            let (v4, v6) = (machine4(n), machine6(n));
+            [
+                format!("route add {v4}/32 dev p{n}"),
+                format!("route add {v6}/128 dev p{n}"),
+                format!("neigh replace {v4} lladdr {mac} dev p{n} nud permanent"),
+                format!("neigh replace {v6} lladdr {mac} dev p{n} nud permanent"),
+                // What the documented gateway is to machines.
+                format!("addr add fe80::1/64 dev p{n} nodad"),
+            ]
+        });
+        batch(host, "ip", machines)?;
+        if self.way != Way::Ndppd {
+            let proxied = numbers(self.machines)
+                .map(|n| format!("neigh add proxy {} dev {UPLINK}", machine6(n)));
+            batch(host, "ip", proxied)?;
+        }
+        Ok(())
+    }
+
+    fn redirect(&mut self) -> Result<()> {
+        let destinations: Vec<_> = numbers(self.machines)
+            .zip(self.ports())
+            .map(|(n, port)| Ok((machine4(n).octets(), self.host.ifindex(&port)?)))
+            .collect::<Result<_>>()?;
+        let bare = Bare::new(&destinations)?;
+        let pin = self.pin("bare");
+        bare.pin(&pin)?;
+        batch(
+            &self.host,
+            "tc",
+            [
+                format!("qdisc add dev {UPLINK} clsact"),
+                format!(
+                    "filter add dev {UPLINK} ingress bpf da object-pinned {}",
+                    pin.display()
+                ),
+            ],
+        )?;
+        self._bare = Some(bare);
+        Ok(())
+    }
+
+    fn declare(&self) -> Result<()> {
+        let dir = self.file("etc/machines");
+        for number in numbers(self.machines) {
+            declare(&dir, number)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the declaration of a machine.
+pub fn declare(dir: &Path, number: u32) -> Result<()> {
+    let path = dir.join(format!("m{number}.toml"));
+    let text = format!(
+        "interface = \"p{number}\"\naddresses = [\"{}\", \"{}\"]\n",
+        machine4(number),
+        machine6(number)
+    );
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// All ports have the same one: each is on a link of its own.
+const PORT_MAC: Mac = [2, 2, 0, 0, 0, 1];

@@ -1,0 +1,3 @@
+//! What can be measured, a file each.
+
+pub mod forward;
