@@ -25,6 +25,12 @@ enum Scenario {
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100_000))]
         prefixes: u32,
     },
+    /// Forwarding
+    Forward {
+        which: String,
+        machines: u32,
+        rounds: usize,
+    },
     /// Milliseconds from a machine's start to its first answer, and from its end to its last
     Start {
         /// Machines, one after another
@@ -48,6 +54,29 @@ fn main() -> Result<()> {
                 ..cost::Options::default()
             })?;
             println!("{table}");
+        }
+        Scenario::Forward {
+            which,
+            machines,
+            rounds,
+        } => {
+            let run = netspawn_bench::run::Run::new(machines, rounds);
+            use netspawn_bench::scenarios::forward;
+            let figures = match which.as_str() {
+                "in" => forward::inwards(&run)?,
+                "out" => forward::outwards(&run)?,
+                _ => forward::local(&run)?,
+            };
+            for f in figures {
+                println!(
+                    "{:14} {:20} {:6} {:8.1} {:?}",
+                    f.scenario,
+                    f.path,
+                    f.size,
+                    f.median(),
+                    f.rounds
+                );
+            }
         }
         Scenario::Start { starts } => println!("{}", start::measure(starts)?),
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
@@ -15,14 +16,18 @@ use aya::{
     },
     programs::{Program, TcAttachType, tc},
 };
+use ipnet::IpNet;
 use netspawn_ebpf::{
     abi::{self, Budget, NextHop, Owner, Settings, Traffic, Uplink, map, program},
     verdict::Reason,
     wire::{Ipv4, Ipv6},
 };
-use netspawn_user::datapath::{
-    events::{self, Report},
-    object::{self, Sizes},
+use netspawn_user::{
+    datapath::{
+        events::{self, Report},
+        object::{self, Sizes},
+    },
+    plan,
 };
 
 use crate::bpf::{self, Trampoline};
@@ -83,6 +88,10 @@ unsafe impl<T: Copy + 'static> aya::Pod for Value<T> {}
 pub struct Programs {
     ebpf: Ebpf,
     tagging: BTreeMap<Hook, Trampoline>,
+}
+
+fn prefix(net: IpAddr, length: u32) -> Result<IpNet> {
+    Ok(IpNet::new(net, length.try_into()?)?)
 }
 
 macro_rules! open {
@@ -205,14 +214,15 @@ impl Programs {
 
     /// Makes an interface an uplink.
     pub fn uplink(&mut self, ifindex: u32, uplink: Uplink) -> Result<()> {
-        let mut map: HashMap<&mut MapData, u32, Value<Uplink>> = open!(self, map::UPLINKS);
-        Ok(map.insert(ifindex, Value(uplink), 0)?)
+        let mut map: Array<&mut MapData, Value<Uplink>> = open!(self, map::UPLINKS);
+        let uplink = Uplink { ifindex, ..uplink };
+        Ok(map.set(abi::uplink_slot(ifindex, 0), Value(uplink), 0)?)
     }
 
     /// Makes an interface no uplink.
     pub fn no_uplink(&mut self, ifindex: u32) -> Result<()> {
-        let mut map: HashMap<&mut MapData, u32, Value<Uplink>> = open!(self, map::UPLINKS);
-        Ok(map.remove(&ifindex)?)
+        let mut map: Array<&mut MapData, Value<Uplink>> = open!(self, map::UPLINKS);
+        Ok(map.set(abi::uplink_slot(ifindex, 0), Value(Uplink::default()), 0)?)
     }
 
     /// Sets a machine.
@@ -253,7 +263,8 @@ impl Programs {
         for (address, length, owner) in owners.iter().filter(|(_, length, _)| *length < 32) {
             shorter.insert(&Key::new(*length, *address), owner, 0)?;
         }
-        Ok(())
+        let prefix = |(net, length, _): &(Ipv4, u32, _)| prefix((*net).into(), *length);
+        self.near(owners.iter().map(prefix).collect::<Result<_>>()?)
     }
 
     /// Gives IPv6 prefixes to their owners.
@@ -266,7 +277,18 @@ impl Programs {
         for (address, length, owner) in owners.iter().filter(|(_, length, _)| *length < 128) {
             shorter.insert(&Key::new(*length, *address), owner, 0)?;
         }
-        Ok(())
+        let prefix = |(net, length, _): &(Ipv6, u32, _)| prefix((*net).into(), *length);
+        self.near(owners.iter().map(prefix).collect::<Result<_>>()?)
+    }
+
+    /// Adds to the hint where addresses are.
+    fn near(&mut self, prefixes: Vec<IpNet>) -> Result<()> {
+        let mut map: Array<&mut MapData, Value<abi::Near>> = open!(self, map::NEAR);
+        let Value(mut near) = map.get(&0, 0)?;
+        for (word, more) in near.words.iter_mut().zip(plan::near(&prefixes).words) {
+            *word |= more;
+        }
+        Ok(map.set(0, Value(near), 0)?)
     }
 
     /// Sets the next hops, from index 0 on.

@@ -5,7 +5,7 @@
 //! any layout, map name or meaning raises [`VERSION`], because pinned maps
 //! outlive the process that made them.
 
-use crate::wire::{Ipv4, Ipv6, Mac};
+use crate::wire::{Ipv4, Ipv6, Mac, Words6};
 
 /// Version of everything in this module; names the pin folder (`v1`).
 pub const VERSION: u32 = 1;
@@ -29,7 +29,8 @@ pub mod map {
     pub const ENDPOINTS: &str = "endpoints";
     /// Hash: ifindex of a port (u32) to endpoint id (u32).
     pub const PORTS: &str = "ports";
-    /// Hash: ifindex of an uplink (u32) to [`super::Uplink`].
+    /// Array of [`super::UPLINK_SLOTS`]: [`super::Uplink`], at one of the places that
+    /// [`super::uplink_slot`] gives its ifindex.
     pub const UPLINKS: &str = "uplinks";
     /// LPM trie: the host's IPv4 routes to an index into [`NEXTHOPS`] (u32).
     pub const ROUTES4: &str = "routes4";
@@ -37,6 +38,8 @@ pub mod map {
     pub const ROUTES6: &str = "routes6";
     /// Array: [`super::NextHop`].
     pub const NEXTHOPS: &str = "nexthops";
+    /// Array of one [`super::Near`].
+    pub const NEAR: &str = "near";
     /// Array of one [`super::Settings`].
     pub const SETTINGS: &str = "settings";
     /// Per-CPU array: [`crate::verdict::Reason`] to a count of frames (u64).
@@ -53,9 +56,10 @@ pub mod map {
     pub const XDP_PORTS: &str = "xdp_ports";
 
     /// Every map of this version.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         ADDRS4, ADDRS6, PREFIXES4, PREFIXES6, SOURCES4, SOURCES6, ENDPOINTS, PORTS, UPLINKS,
-        ROUTES4, ROUTES6, NEXTHOPS, SETTINGS, COUNTS, TRAFFIC, DROPS, BUDGETS, EVENTS, XDP_PORTS,
+        ROUTES4, ROUTES6, NEXTHOPS, NEAR, SETTINGS, COUNTS, TRAFFIC, DROPS, BUDGETS, EVENTS,
+        XDP_PORTS,
     ];
 }
 
@@ -75,8 +79,22 @@ pub mod program {
 pub const DEFAULT_MAX_MACHINES: u32 = 16_384;
 /// Default of `--max-addresses`: entries of each address map.
 pub const DEFAULT_MAX_ADDRESSES: u32 = 131_072;
-/// Entries of [`map::UPLINKS`].
+/// Uplinks at most.
 pub const MAX_UPLINKS: u32 = 64;
+/// Entries of [`map::UPLINKS`], a power of two.
+pub const UPLINK_SLOTS: u32 = 4 * MAX_UPLINKS;
+/// Places where an uplink may be.
+pub const UPLINK_PROBES: u32 = 4;
+
+/// A place of the uplink with that ifindex, of which there are [`UPLINK_PROBES`].
+///
+/// An array with a place that follows from the ifindex costs a packet less than a
+/// hash map.
+#[inline(always)]
+pub const fn uplink_slot(ifindex: u32, probe: u32) -> u32 {
+    ifindex.wrapping_add(probe) & (UPLINK_SLOTS - 1)
+}
+
 /// Entries of [`map::NEXTHOPS`].
 pub const MAX_NEXTHOPS: u32 = 1_024;
 /// Entries of [`map::ROUTES4`] and [`map::ROUTES6`] each; a host with more
@@ -159,6 +177,63 @@ pub struct EndpointEntry {
     pub tenant: [u8; NAME_LEN],
 }
 
+/// Which addresses may have an owner: a bit for each group of IPv4 networks of length
+/// 24 and IPv6 networks of length 64.
+///
+/// Sources of packets from the network are hardly ever near a machine's address, and a
+/// look at a bit tells so at a fraction of what a look-up costs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Near {
+    /// Bit `n % 64` of word `n / 64` is that of group `n`. It is set where an owner has
+    /// an address in the group.
+    pub words: [u64; NEAR_WORDS],
+}
+
+/// Words of [`Near`], a power of two.
+pub const NEAR_WORDS: usize = 1024;
+
+impl Default for Near {
+    fn default() -> Self {
+        Near {
+            words: [0; NEAR_WORDS],
+        }
+    }
+}
+
+impl Near {
+    /// The group of an address.
+    #[inline(always)]
+    pub fn group4(address: &Ipv4) -> u16 {
+        let [a, b, c, _] = *address;
+        group(u64::from(u32::from_ne_bytes([a, b, c, 0])))
+    }
+
+    /// As [`Near::group4`].
+    #[inline(always)]
+    pub fn group6(address: &Words6) -> u16 {
+        group(address[0])
+    }
+
+    /// Whether somebody may have an address of that group.
+    #[inline(always)]
+    pub fn has(&self, group: u16) -> bool {
+        let word = self.words[usize::from(group >> 6) & (NEAR_WORDS - 1)];
+        word >> (group & 63) & 1 != 0
+    }
+
+    /// Says that somebody has an address of that group.
+    pub fn set(&mut self, group: u16) {
+        self.words[usize::from(group >> 6)] |= 1 << (group & 63);
+    }
+}
+
+/// The upper bits of Fibonacci hashing, which are its best.
+#[inline(always)]
+const fn group(network: u64) -> u16 {
+    (network.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16
+}
+
 /// An uplink as the programs see it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,6 +250,8 @@ pub struct Uplink {
     /// Address that ICMPv6 errors come from (RFC 4443 2.2); zero when the host
     /// has none.
     pub address6: Ipv6,
+    /// Its ifindex; 0 is a free place.
+    pub ifindex: u32,
 }
 
 /// Bits of [`NextHop::flags`].
@@ -301,7 +378,8 @@ mod tests {
         assert_eq!(offset_of!(Endpoint, vlan), 28);
         assert_eq!(offset_of!(Endpoint, port_link_local), 32);
         assert_eq!(size_of::<EndpointEntry>(), 176);
-        assert_eq!(size_of::<Uplink>(), 32);
+        assert_eq!(size_of::<Uplink>(), 36);
+        assert_eq!(size_of::<Near>(), 8192);
         assert_eq!(offset_of!(Uplink, address6), 16);
         assert_eq!(size_of::<Budget>(), 16);
         assert_eq!(size_of::<Event>(), 120);

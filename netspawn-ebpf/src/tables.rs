@@ -15,6 +15,11 @@ pub trait Tables {
     fn owner4(&self, address: &Ipv4) -> Owner;
     /// As [`Tables::owner4`].
     fn owner6(&self, address: &Words6) -> Owner;
+    /// False where nobody can own the address, at less than a look-up; true says
+    /// nothing.
+    fn is_near4(&self, address: &Ipv4) -> bool;
+    /// As [`Tables::is_near4`].
+    fn is_near6(&self, address: &Words6) -> bool;
     /// Whether an endpoint may send from an address that it does not own.
     fn may_send4(&self, id: Owner, address: &Ipv4) -> bool;
     /// As [`Tables::may_send4`].

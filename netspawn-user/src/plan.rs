@@ -6,9 +6,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use netspawn_ebpf::abi::{
-    EndpointEntry, HOST, NextHop, Owner, Settings, Uplink, endpoint_flag, map, nexthop_flag,
-    settings_flag,
+use netspawn_ebpf::{
+    abi::{
+        EndpointEntry, HOST, NEAR_WORDS, Near, NextHop, Owner, Settings, Uplink, endpoint_flag,
+        map, nexthop_flag, settings_flag,
+    },
+    wire::words6,
 };
 
 use crate::model::{DisplayMac, Host};
@@ -31,6 +34,8 @@ pub struct State {
     pub routes: BTreeMap<IpNet, u32>,
     /// [`map::NEXTHOPS`]: entries that are not all zero, by index.
     pub nexthops: BTreeMap<u32, NextHop>,
+    /// [`map::NEAR`], which follows from `addresses` ([`near`]).
+    pub near: Box<Near>,
     /// [`map::SETTINGS`].
     pub settings: Settings,
 }
@@ -48,6 +53,7 @@ impl State {
     pub fn apply(&mut self, op: &Op) {
         match op {
             Op::SetSettings { settings } => self.settings = *settings,
+            Op::SetNear { near } => self.near.clone_from(near),
             Op::SetUplink { ifindex, uplink } => {
                 self.uplinks.insert(*ifindex, *uplink);
             }
@@ -117,6 +123,45 @@ pub fn trie_flags<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>) -> u32 {
     })
 }
 
+/// Where the owners' addresses are, as a hint: which groups have any.
+pub fn near<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>) -> Box<Near> {
+    let mut near = Box::<Near>::default();
+    for prefix in prefixes {
+        // Networks of that length inside the prefix, one where it is longer.
+        match prefix {
+            IpNet::V4(net) => {
+                let networks = 1_u32 << 24_u8.saturating_sub(net.prefix_len()).min(16);
+                if networks == 1 << 16 {
+                    return everywhere();
+                }
+                let first = net.network().to_bits();
+                for number in 0..networks {
+                    near.set(Near::group4(&(first + (number << 8)).to_be_bytes()));
+                }
+            }
+            IpNet::V6(net) => {
+                let networks = 1_u128 << 64_u8.saturating_sub(net.prefix_len()).min(16);
+                if networks == 1 << 16 {
+                    return everywhere();
+                }
+                let first = net.network().to_bits();
+                for number in 0..networks {
+                    let network = (first + (number << 64)).to_be_bytes();
+                    near.set(Near::group6(&words6(&network)));
+                }
+            }
+        }
+    }
+    near
+}
+
+/// A prefix with networks in (nearly) all groups.
+fn everywhere() -> Box<Near> {
+    Box::new(Near {
+        words: [u64::MAX; NEAR_WORDS],
+    })
+}
+
 /// Text in a zero-padded field of a map; what is not UTF-8 is replaced.
 pub fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
@@ -126,6 +171,11 @@ pub fn text(bytes: &[u8]) -> String {
 /// One step: a single write to one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
+    /// Says in which groups addresses have owners.
+    SetNear {
+        /// The new hint.
+        near: Box<Near>,
+    },
     /// Writes the settings.
     SetSettings {
         /// Their new value.
@@ -243,6 +293,17 @@ pub fn plan(current: &State, desired: &State) -> Vec<Op> {
         ops.push(Op::SetSettings { settings: during });
     }
 
+    // The same holds for the groups that addresses are looked up in.
+    let mut nearby = desired.near.clone();
+    for (word, old) in nearby.words.iter_mut().zip(&current.near.words) {
+        *word |= old;
+    }
+    if nearby != current.near {
+        ops.push(Op::SetNear {
+            near: nearby.clone(),
+        });
+    }
+
     for (ifindex, uplink) in changed(&current.uplinks, &desired.uplinks) {
         ops.push(Op::SetUplink { ifindex, uplink });
     }
@@ -341,6 +402,11 @@ pub fn plan(current: &State, desired: &State) -> Vec<Op> {
     }
     for ifindex in gone(&current.uplinks, &desired.uplinks) {
         ops.push(Op::RemoveUplink { ifindex });
+    }
+    if nearby != desired.near {
+        ops.push(Op::SetNear {
+            near: desired.near.clone(),
+        });
     }
     if during != desired.settings {
         ops.push(Op::SetSettings {
@@ -442,6 +508,10 @@ impl Op {
                         ""
                     },
                 )
+            }
+            Op::SetNear { near } => {
+                let groups: u32 = near.words.iter().map(|word| word.count_ones()).sum();
+                format!("hint: addresses in {groups} groups of networks")
             }
             Op::SetUplink { ifindex, uplink } => format!(
                 "uplink {}: answer with {}, MTU {}",
@@ -593,6 +663,7 @@ mod tests {
                             .collect();
                     }
                     state.settings.flags = trie_flags(state.addresses.keys()) | policy << 2;
+                    state.near = near(state.addresses.keys());
                     state
                 },
             )
@@ -653,6 +724,9 @@ mod tests {
                     trie_flags(now.addresses.keys()) & !now.settings.flags, 0,
                     "a trie with entries is not looked at after {}", op
                 );
+                for (word, needed) in now.near.words.iter().zip(near(now.addresses.keys()).words) {
+                    prop_assert_eq!(needed & !word, 0, "an address is not looked up after {}", op);
+                }
             }
             prop_assert_eq!(now, desired);
         }

@@ -234,6 +234,7 @@ impl<'a> Resolver<'a> {
         }
         state.uplinks = self.uplinks();
         (state.routes, state.nexthops) = self.routes();
+        state.near = plan::near(state.addresses.keys());
         state.settings = Settings {
             flags: self.inputs.policy.flags() | plan::trie_flags(state.addresses.keys()),
         };
@@ -844,6 +845,7 @@ impl<'a> Resolver<'a> {
                             mtu: link.mtu,
                             address4: self.reporter4(*ifindex).octets(),
                             address6: self.reporter6(*ifindex).octets(),
+                            ifindex: *ifindex,
                         },
                     );
                 }

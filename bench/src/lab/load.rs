@@ -1,14 +1,12 @@
 //! The generator: frames that a program writes, one after the other, into live frames of
 //! `BPF_PROG_TEST_RUN` and sends out of interfaces.
 
-use std::{
-    os::fd::AsFd as _,
-    time::{Duration, Instant},
-};
+use std::{os::fd::AsFd as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::Ns;
 
+use super::cpu::Stopwatch;
 use crate::bpf::{self, Cannon};
 
 /// Frames to send, and the interfaces that they leave by.
@@ -28,15 +26,15 @@ impl Load {
         })
     }
 
-    /// Sends so many, the next ones each time, from this core; returns how long the
-    /// sending took together with everything the kernel did meanwhile on this core.
+    /// Sends so many, the next ones each time, from this core; returns the CPU time of
+    /// the sending together with everything it caused on this core ([`Stopwatch`]).
     ///
     /// The other end of every interface must have NAPI (GRO on).
     pub fn fire(&self, from: &Ns, count: u32) -> Result<Duration> {
         from.enter(|| {
-            let start = Instant::now();
+            let watch = Stopwatch::start()?;
             bpf::fire(self.cannon.as_fd(), &self.frame, count).context("cannot send frames")?;
-            Ok(start.elapsed())
+            watch.elapsed()
         })
     }
 }

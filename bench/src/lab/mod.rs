@@ -7,12 +7,15 @@
 //!       2001:db8::1          2001:db8::2          p1  ════════  g1  10.1.0.1
 //! ```
 
+mod cpu;
 mod links;
 mod load;
 mod receiver;
 mod way;
 mod world;
 
+pub use cpu::Stopwatch;
+pub use links::receive_offload;
 pub use load::{Load, on_one_core};
 pub use receiver::Receiver;
 pub use way::Way;

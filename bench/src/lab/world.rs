@@ -325,6 +325,14 @@ impl World {
     }
 
     fn bridge(&self) -> Result<()> {
+        // Where br_netfilter is built in, bridged packets would go through the firewall's
+        // hooks, as they do not on a host as distributions ship it.
+        for family in ["ip", "ip6", "arp"] {
+            let key = format!("net/bridge/bridge-nf-call-{family}tables");
+            if Path::new("/proc/sys").join(&key).exists() {
+                self.host.set_sysctl(&key, "0")?;
+            }
+        }
         batch(
             &self.host,
             "ip",

@@ -1,6 +1,6 @@
 //! IP packets for machines: rows F1 to F11, G3, G4, and the host's own.
 
-use super::Meta;
+use super::{Meta, is_machine};
 use crate::abi::{HOST, NOBODY, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
 use crate::verdict::{Error, Family, Reason, Verdict};
@@ -128,7 +128,7 @@ impl Header for Ipv4Hdr {
             || source[0] == 127
             || is_multicast_or_reserved4(&source)
             || source == self.dst_addr
-            || tables.owner4(&source) != NOBODY
+            || tables.is_near4(&source) && tables.owner4(&source) != NOBODY
     }
 
     #[inline(always)]
@@ -189,7 +189,7 @@ impl Header for Ip6 {
             || is_multicast6(&source)
             || is_link_local6(&source)
             || source == self.destination
-            || tables.owner6(&source) != NOBODY
+            || tables.is_near6(&source) && tables.owner6(&source) != NOBODY
     }
 
     #[inline(always)]
@@ -239,6 +239,43 @@ where
         HOST => Verdict::pass(Reason::ForHost),
         id => to_machine::<H, F, T>(frame, meta, id, origin, tables),
     }
+}
+
+/// A packet from the network to which nothing of [`to_machine`] applies but delivery.
+#[inline(always)]
+pub(super) fn express<'a, H, F, T>(frame: &F, meta: &Meta, tables: &'a T) -> Option<Verdict<'a>>
+where
+    H: Header,
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let ip = H::sound(frame, meta)?;
+    // Neighbor discovery is not forwarded.
+    if ip.protocol() == protocol::ICMPV6 {
+        return None;
+    }
+    let id = ip.destination_owner(tables);
+    if !is_machine(id) {
+        return None;
+    }
+    let endpoint = tables.endpoint(id)?;
+    if endpoint.vlan != meta.vlan
+        || endpoint.flags & endpoint_flag::UP == 0
+        || ip.is_martian(tables)
+        || ip.hops() <= 1
+        || !ip.fits(frame, meta, endpoint.mtu)
+    {
+        return None;
+    }
+    let protocol = ip.protocol();
+    Some(Verdict::deliver(
+        id,
+        endpoint,
+        NOBODY,
+        true,
+        H::FAMILY,
+        protocol,
+    ))
 }
 
 /// A packet for a machine.

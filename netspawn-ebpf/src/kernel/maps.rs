@@ -13,8 +13,8 @@ use aya_ebpf::{
 use netspawn_ebpf::{
     abi::{
         Budget, DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, EVENTS_SIZE, Endpoint,
-        EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, NOBODY, NextHop, Owner, Settings,
-        Traffic, Uplink, settings_flag,
+        EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, NOBODY, Near, NextHop, Owner, Settings, Traffic,
+        UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
     },
     tables::Tables,
     verdict::Reason,
@@ -44,13 +44,15 @@ static ENDPOINTS: Array<EndpointEntry> = Array::with_max_entries(DEFAULT_MAX_MAC
 #[map(name = "ports")]
 pub static PORTS: HashMap<u32, Owner> = HashMap::with_max_entries(DEFAULT_MAX_MACHINES, 0);
 #[map(name = "uplinks")]
-static UPLINKS: HashMap<u32, Uplink> = HashMap::with_max_entries(MAX_UPLINKS, 0);
+static UPLINKS: Array<Uplink> = Array::with_max_entries(UPLINK_SLOTS, 0);
 #[map(name = "routes4")]
 static ROUTES4: LpmTrie<Key4, u32> = LpmTrie::with_max_entries(MAX_ROUTES, BPF_F_NO_PREALLOC);
 #[map(name = "routes6")]
 static ROUTES6: LpmTrie<TrieKey6, u32> = LpmTrie::with_max_entries(MAX_ROUTES, BPF_F_NO_PREALLOC);
 #[map(name = "nexthops")]
 static NEXTHOPS: Array<NextHop> = Array::with_max_entries(MAX_NEXTHOPS, 0);
+#[map(name = "near")]
+static NEAR: Array<Near> = Array::with_max_entries(1, 0);
 #[map(name = "settings")]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map(name = "counts")]
@@ -104,6 +106,14 @@ fn key4(address: &Ipv4) -> Key4 {
     u32::from_ne_bytes(*address)
 }
 
+#[inline(always)]
+fn is_near(group: u16) -> bool {
+    match NEAR.get(0) {
+        Some(near) => near.has(group),
+        None => true,
+    }
+}
+
 /// The maps as the decisions see them.
 pub struct Maps;
 
@@ -144,6 +154,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn is_near4(&self, address: &Ipv4) -> bool {
+        is_near(Near::group4(address))
+    }
+
+    #[inline(always)]
+    fn is_near6(&self, address: &Words6) -> bool {
+        is_near(Near::group6(address))
+    }
+
+    #[inline(always)]
     fn may_send4(&self, id: Owner, address: &Ipv4) -> bool {
         let key = Key::new(64, [id.to_be(), key4(address)]);
         SOURCES4.get(&key).is_some()
@@ -173,8 +193,13 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn uplink(&self, ifindex: u32) -> Option<&Uplink> {
-        // SAFETY: an entry is replaced as a whole, and freed after a grace period.
-        unsafe { UPLINKS.get(ifindex) }
+        for probe in 0..UPLINK_PROBES {
+            let uplink = UPLINKS.get(uplink_slot(ifindex, probe))?;
+            if uplink.ifindex == ifindex {
+                return Some(uplink);
+            }
+        }
+        None
     }
 
     #[inline(always)]

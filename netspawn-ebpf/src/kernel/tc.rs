@@ -79,6 +79,15 @@ impl Skb {
     field!(vlan_tci);
     field!(gso_size);
 
+    /// The same, with nothing known of it: what has been found out of the frame before
+    /// would make the verifier walk all that follows once for each way that leads here.
+    #[inline(always)]
+    fn afresh(&self) -> Skb {
+        Skb {
+            raw: core::hint::black_box(self.raw),
+        }
+    }
+
     #[inline(always)]
     fn set_mark(&self, mark: u32) {
         // SAFETY: as above; the verifier allows writes to this field.
@@ -368,6 +377,16 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     if handed(&skb) {
         return NEXT;
     }
+    let Some(uplink) = Maps.uplink(skb.ifindex()) else {
+        return NEXT;
+    };
+    if let Some(verdict) = decide::express(&skb.packet(), &skb.meta(), uplink, &Maps)
+        && let Some(endpoint) = verdict.endpoint
+    {
+        counters::reason(Reason::ForwardedIn);
+        return deliver(&skb, &verdict, endpoint, true);
+    }
+    let skb = skb.afresh();
     let Some(uplink) = Maps.uplink(skb.ifindex()) else {
         return NEXT;
     };

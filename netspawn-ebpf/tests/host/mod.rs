@@ -97,6 +97,14 @@ impl Tables for World {
         longest(&self.owners6, bytes6(address)).unwrap_or(NOBODY)
     }
 
+    fn is_near4(&self, _address: &Ipv4) -> bool {
+        true
+    }
+
+    fn is_near6(&self, _address: &Words6) -> bool {
+        true
+    }
+
     fn may_send4(&self, id: Owner, address: &Ipv4) -> bool {
         let sources = world::sources4()
             .into_iter()
@@ -139,7 +147,13 @@ impl Tables for World {
 /// by itself.
 pub fn decide<'a>(world: &'a World, at: At, frame: &[u8], meta: &Meta) -> Option<Verdict<'a>> {
     Some(match at {
-        At::Uplink => decide::uplink(frame, meta, &world.uplink, world),
+        At::Uplink => {
+            let verdict = decide::uplink(frame, meta, &world.uplink, world);
+            if let Some(express) = decide::express(frame, meta, &world.uplink, world) {
+                assert_eq!(express, verdict, "the short way differs: {frame:02x?}");
+            }
+            verdict
+        }
         At::Host => decide::host(frame, meta, world),
         At::Port(id) => decide::port(frame, meta, id, world.endpoint(id)?, world),
     })

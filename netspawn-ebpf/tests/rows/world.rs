@@ -130,6 +130,7 @@ pub fn uplink() -> Uplink {
         mtu: 1500,
         address4: HOST4,
         address6: HOST6,
+        ..Uplink::default()
     }
 }
 

@@ -36,6 +36,7 @@ values! {
     Endpoint(abi::EndpointEntry);
     Uplink(abi::Uplink);
     NextHop(abi::NextHop);
+    Near(abi::Near);
     Settings(abi::Settings);
     Traffic(abi::Traffic);
     DropKey(abi::DropKey);
@@ -69,7 +70,8 @@ pub struct Maps {
     sources6: LpmTrie<MapData, [u8; 20], u8>,
     endpoints: Array<MapData, Endpoint>,
     ports: HashMap<MapData, u32, u32>,
-    uplinks: HashMap<MapData, u32, Uplink>,
+    uplinks: Array<MapData, Uplink>,
+    near: Array<MapData, Near>,
     routes4: LpmTrie<MapData, [u8; 4], u32>,
     routes6: LpmTrie<MapData, [u8; 16], u32>,
     nexthops: Array<MapData, NextHop>,
@@ -163,6 +165,7 @@ impl Maps {
             endpoints: open(folder, map::ENDPOINTS)?,
             ports: open(folder, map::PORTS)?,
             uplinks: open(folder, map::UPLINKS)?,
+            near: open(folder, map::NEAR)?,
             routes4: open(folder, map::ROUTES4)?,
             routes6: open(folder, map::ROUTES6)?,
             nexthops: open(folder, map::NEXTHOPS)?,
@@ -230,8 +233,10 @@ impl Maps {
             state.ports.insert(ifindex, id);
         }
         for entry in self.uplinks.iter() {
-            let (ifindex, uplink) = entry?;
-            state.uplinks.insert(ifindex, uplink.0);
+            let uplink = entry?.0;
+            if uplink.ifindex != 0 {
+                state.uplinks.insert(uplink.ifindex, uplink);
+            }
         }
         for (index, hop) in (0u32..).zip(self.nexthops.iter()) {
             let hop = hop?.0;
@@ -239,6 +244,7 @@ impl Maps {
                 state.nexthops.insert(index, hop);
             }
         }
+        *state.near = self.near.get(&0, 0)?.0;
         state.settings = self.settings.get(&0, 0)?.0;
         Ok(state)
     }
@@ -295,8 +301,23 @@ impl Maps {
     fn step(&mut self, op: &Op) -> Result<(), MapError> {
         match op {
             Op::SetSettings { settings } => self.settings.set(0, Settings(*settings), 0),
-            Op::SetUplink { ifindex, uplink } => self.uplinks.insert(ifindex, Uplink(*uplink), 0),
-            Op::RemoveUplink { ifindex } => removed(self.uplinks.remove(ifindex)),
+            Op::SetNear { near } => self.near.set(0, Near(**near), 0),
+            Op::SetUplink { ifindex, uplink } => {
+                let slot = match self.uplink(*ifindex)? {
+                    Some(slot) => Some(slot),
+                    None => self.uplink_free(*ifindex)?,
+                };
+                // Four uplinks whose ifindexes differ by multiples of 256.
+                let slot = slot.ok_or(MapError::OutOfBounds {
+                    index: *ifindex,
+                    max_entries: abi::UPLINK_SLOTS,
+                })?;
+                self.uplinks.set(slot, Uplink(*uplink), 0)
+            }
+            Op::RemoveUplink { ifindex } => match self.uplink(*ifindex)? {
+                Some(slot) => self.uplinks.set(slot, Uplink(abi::Uplink::default()), 0),
+                None => Ok(()),
+            },
             Op::SetNextHop { index, hop } => self.nexthops.set(*index, NextHop(*hop), 0),
             Op::RemoveNextHop { index } => {
                 let none = NextHop(abi::NextHop::default());
@@ -351,6 +372,27 @@ impl Maps {
                 })
             }
         }
+    }
+
+    /// The place of an uplink.
+    fn uplink(&self, ifindex: u32) -> Result<Option<u32>, MapError> {
+        self.uplink_slot(ifindex, ifindex)
+    }
+
+    /// A free place for an uplink.
+    fn uplink_free(&self, ifindex: u32) -> Result<Option<u32>, MapError> {
+        self.uplink_slot(ifindex, 0)
+    }
+
+    /// The first of the places of `ifindex` where `wanted` is.
+    fn uplink_slot(&self, ifindex: u32, wanted: u32) -> Result<Option<u32>, MapError> {
+        for probe in 0..abi::UPLINK_PROBES {
+            let slot = abi::uplink_slot(ifindex, probe);
+            if self.uplinks.get(&slot, 0)?.0.ifindex == wanted {
+                return Ok(Some(slot));
+            }
+        }
+        Ok(None)
     }
 
     /// Zeroes what was counted under an endpoint id.

@@ -677,6 +677,7 @@ fn routes_become_next_hops() {
                 mtu: 1500,
                 address4: [192, 0, 2, 10],
                 address6: "2001:db8::10".parse::<Ipv6Addr>().unwrap().octets(),
+                ifindex: ETH0,
             }
         )])
     );
