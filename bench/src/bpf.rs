@@ -367,11 +367,11 @@ impl Sink {
     }
 }
 
-/// A tc program that looks the IPv4 destination up and redirects to the peer of the
-/// interface found; what it does not find passes.
+/// A tc program that redirects and does nothing else: to the peer of the interface found
+/// for the IPv4 destination (what it does not find passes), or out of an interface.
 pub struct Bare {
     program: OwnedFd,
-    _table: OwnedFd,
+    _table: Option<OwnedFd>,
 }
 
 impl Bare {
@@ -416,7 +416,22 @@ impl Bare {
         ]);
         Ok(Bare {
             program: program(Kind::Tc, &code)?,
-            _table: table,
+            _table: Some(table),
+        })
+    }
+
+    /// One that redirects everything out of an interface.
+    pub fn out(ifindex: u32) -> Result<Self> {
+        use asm::{EXIT, helper, set};
+        let code = [
+            set(1, ifindex.cast_signed()),
+            set(2, 0),
+            helper(REDIRECT),
+            EXIT,
+        ];
+        Ok(Bare {
+            program: program(Kind::Tc, &code)?,
+            _table: None,
         })
     }
 

@@ -43,7 +43,7 @@ pub struct World {
     /// Number of machines.
     pub machines: u32,
     dir: Workdir,
-    _bare: Option<Bare>,
+    _bare: Option<[Bare; 2]>,
 }
 
 /// The address of the machine with that number.
@@ -405,21 +405,30 @@ impl World {
             .zip(self.ports())
             .map(|(n, port)| Ok((machine4(n).octets(), self.host.ifindex(&port)?)))
             .collect::<Result<_>>()?;
-        let bare = Bare::new(&destinations)?;
-        let pin = self.pin("bare");
-        bare.pin(&pin)?;
+        let inwards = Bare::new(&destinations)?;
+        let outwards = Bare::out(self.host.ifindex(UPLINK)?)?;
+        let (pin_in, pin_out) = (self.pin("bare_in"), self.pin("bare_out"));
+        inwards.pin(&pin_in)?;
+        outwards.pin(&pin_out)?;
+        let ports = self.ports().into_iter();
         batch(
             &self.host,
             "tc",
-            [
-                format!("qdisc add dev {UPLINK} clsact"),
-                format!(
-                    "filter add dev {UPLINK} ingress bpf da object-pinned {}",
-                    pin.display()
-                ),
-            ],
+            ports
+                .map(|port| format!("qdisc add dev {port} ingress_block 8 clsact"))
+                .chain([
+                    format!(
+                        "filter add block 8 protocol all bpf da object-pinned {}",
+                        pin_out.display()
+                    ),
+                    format!("qdisc add dev {UPLINK} clsact"),
+                    format!(
+                        "filter add dev {UPLINK} ingress bpf da object-pinned {}",
+                        pin_in.display()
+                    ),
+                ]),
         )?;
-        self._bare = Some(bare);
+        self._bare = Some([inwards, outwards]);
         Ok(())
     }
 

@@ -61,7 +61,7 @@ impl Direction {
                 Way::Tc,
                 Way::Xdp,
             ],
-            Direction::Out => &[Way::Link, Way::Bridge, Way::Routed, Way::Tc],
+            Direction::Out => &[Way::Link, Way::Bridge, Way::Routed, Way::Bare, Way::Tc],
             Direction::Local => &[Way::Bridge, Way::Routed, Way::Tc],
         }
     }

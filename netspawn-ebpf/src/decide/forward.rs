@@ -1,7 +1,7 @@
 //! IP packets for machines: rows F1 to F11, G3, G4, and the host's own.
 
 use super::{Meta, is_machine};
-use crate::abi::{HOST, NOBODY, Owner, endpoint_flag, settings_flag};
+use crate::abi::{HOST, NOBODY, NextHop, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
 use crate::verdict::{Error, Family, Reason, Verdict};
 use crate::wire::{
@@ -33,6 +33,14 @@ pub(super) trait Header: Sized {
     fn destination_owner<T: Tables>(&self, tables: &T) -> Owner;
     /// Whether the source is one that no packet from the network can have (F7).
     fn is_martian<T: Tables>(&self, tables: &T) -> bool;
+    /// Who has the source.
+    fn source_owner<T: Tables>(&self, tables: &T) -> Owner;
+    /// Who has the destination, which is hardly ever anybody here.
+    fn far_destination_owner<T: Tables>(&self, tables: &T) -> Owner;
+    /// Whether the destination is one that packets of machines may leave the host for.
+    fn goes_far(&self) -> bool;
+    /// The host's route to the destination.
+    fn route<'a, T: Tables>(&self, tables: &'a T) -> Option<&'a NextHop>;
     /// Bytes of the packet by its own word.
     fn length(&self) -> u32;
     /// Bytes up to the transport header, where none is behind extensions.
@@ -120,6 +128,32 @@ impl Header for Ipv4Hdr {
         tables.owner4(&self.dst_addr)
     }
 
+    #[inline(always)]
+    fn source_owner<T: Tables>(&self, tables: &T) -> Owner {
+        tables.owner4(&self.src_addr)
+    }
+
+    #[inline(always)]
+    fn far_destination_owner<T: Tables>(&self, tables: &T) -> Owner {
+        if tables.is_near4(&self.dst_addr) {
+            tables.owner4(&self.dst_addr)
+        } else {
+            NOBODY
+        }
+    }
+
+    /// RFC 1812 5.3.7; RFC 3927 2.7.
+    #[inline(always)]
+    fn goes_far(&self) -> bool {
+        let [a, b, ..] = self.dst_addr;
+        a != 0 && a != 127 && a < 224 && (a, b) != (169, 254)
+    }
+
+    #[inline(always)]
+    fn route<'a, T: Tables>(&self, tables: &'a T) -> Option<&'a NextHop> {
+        tables.route4(&self.dst_addr)
+    }
+
     /// RFC 1812 5.3.7.
     #[inline(always)]
     fn is_martian<T: Tables>(&self, tables: &T) -> bool {
@@ -177,6 +211,32 @@ impl Header for Ip6 {
     #[inline(always)]
     fn destination_owner<T: Tables>(&self, tables: &T) -> Owner {
         tables.owner6(&self.destination)
+    }
+
+    #[inline(always)]
+    fn source_owner<T: Tables>(&self, tables: &T) -> Owner {
+        tables.owner6(&self.source)
+    }
+
+    #[inline(always)]
+    fn far_destination_owner<T: Tables>(&self, tables: &T) -> Owner {
+        if tables.is_near6(&self.destination) {
+            tables.owner6(&self.destination)
+        } else {
+            NOBODY
+        }
+    }
+
+    /// RFC 4291 2.5.2, 2.5.3, 2.5.6, 2.7.
+    #[inline(always)]
+    fn goes_far(&self) -> bool {
+        let to: Words6 = self.destination;
+        !(is_unspecified6(&to) || is_loopback6(&to) || is_multicast6(&to) || is_link_local6(&to))
+    }
+
+    #[inline(always)]
+    fn route<'a, T: Tables>(&self, tables: &'a T) -> Option<&'a NextHop> {
+        tables.route6(&self.destination)
     }
 
     /// RFC 4291 2.5.2, 2.5.3, 2.7; link-local sources stay on their link

@@ -7,7 +7,8 @@ use super::{
     is_machine, may_use_mac, nd_type, ndp,
 };
 use crate::abi::{
-    Endpoint, GATEWAY4, GATEWAY6, HOST, NextHop, Owner, endpoint_flag, nexthop_flag, settings_flag,
+    Endpoint, GATEWAY4, GATEWAY6, HOST, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
+    settings_flag,
 };
 use crate::tables::Tables;
 use crate::verdict::{Error, Family, Reason, Verdict};
@@ -100,6 +101,59 @@ fn is_addressed(eth: &EthHdr, endpoint: &Endpoint, other: Option<&Endpoint>) -> 
             Some(other) => eth.dst_addr == other.mac,
             None => false,
         }
+}
+
+/// A packet of a machine, as itself and over its gateway, to which nothing of [`port4`]
+/// and [`port6`] applies but that it is sent on.
+#[inline(always)]
+pub(super) fn express<'a, H, F, T>(
+    frame: &F,
+    meta: &Meta,
+    id: Owner,
+    endpoint: &'a Endpoint,
+    tables: &'a T,
+) -> Option<Verdict<'a>>
+where
+    H: Header,
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let ip = H::sound(frame, meta)?;
+    let sound = match ip.protocol() {
+        // Servers of DHCP send from these ports.
+        protocol::UDP => {
+            let (source, _) = udp_ports(frame, L3 + ip.header_length());
+            source != DHCP4_SERVER && source != DHCP6_SERVER
+        }
+        protocol::TCP | protocol::ICMP => true,
+        // Neighbor discovery, and what may hide it.
+        _ => false,
+    };
+    if !sound || ip.source_owner(tables) != id || !ip.goes_far() || ip.hops() <= 1 {
+        return None;
+    }
+    let owner = ip.far_destination_owner(tables);
+    if owner == NOBODY {
+        let hop = next_hop(ip.route(tables), endpoint)?;
+        return ip
+            .fits(frame, meta, hop.mtu)
+            .then_some(Verdict::out(id, hop, H::FAMILY));
+    }
+    if !is_machine(owner) || owner == id {
+        return None;
+    }
+    let other = tables.endpoint(owner)?;
+    let reached = other.tenant == endpoint.tenant
+        && other.flags & endpoint_flag::UP != 0
+        && ip.fits(frame, meta, other.mtu);
+    reached.then_some(Verdict::deliver(
+        owner,
+        other,
+        id,
+        true,
+        H::FAMILY,
+        ip.protocol(),
+    ))
 }
 
 /// Dropped because the host has no route there, or one that refuses.

@@ -139,6 +139,35 @@ where
     }
 }
 
+/// What [`port`] says of nearly all packets for other machines and the network; `None`
+/// says nothing. See [`express`].
+#[inline(always)]
+pub fn express_port<'a, F, T>(
+    frame: &F,
+    meta: &Meta,
+    id: Owner,
+    endpoint: &'a Endpoint,
+    tables: &'a T,
+) -> Option<Verdict<'a>>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let eth = frame.read::<EthHdr>(0)?;
+    if meta.tagged
+        || endpoint.flags & endpoint_flag::UP == 0
+        || eth.dst_addr != endpoint.port_mac
+        || !may_use_mac(endpoint, &eth.src_addr)
+    {
+        return None;
+    }
+    match u16::from_be(eth.ether_type) {
+        ether_type::IPV4 => guard::express::<Ipv4Hdr, F, T>(frame, meta, id, endpoint, tables),
+        ether_type::IPV6 => guard::express::<Ip6, F, T>(frame, meta, id, endpoint, tables),
+        _ => None,
+    }
+}
+
 /// The type of an ICMPv6 message that follows the IPv6 header at once; 0, which
 /// is reserved (RFC 4443 2.1), for anything else.
 #[inline(always)]

@@ -425,6 +425,21 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
         counters::reason(Reason::UnknownPort);
         return DROP;
     };
+    let express = decide::express_port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
+    if let Some(verdict) = express {
+        match (verdict.endpoint, verdict.hop) {
+            (Some(other), _) => {
+                counters::reason(Reason::ForwardedLocal);
+                return deliver(&skb, &verdict, other, true);
+            }
+            (_, Some(hop)) => {
+                counters::reason(Reason::ForwardedOut);
+                return send_out(&skb, &verdict, endpoint.vlan, hop);
+            }
+            _ => {}
+        }
+    }
+    let skb = skb.afresh();
     skb.pull_headers();
     let verdict = decide::port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
     act(&skb, &verdict, endpoint.vlan, Toward::Machine)

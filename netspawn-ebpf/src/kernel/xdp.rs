@@ -104,6 +104,11 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
         length: frame.reach() as u32,
         ..Meta::default()
     };
+    if let Some(verdict) = decide::express(&frame, &meta, uplink, &Maps)
+        && let Some(endpoint) = verdict.endpoint
+    {
+        return deliver(&ctx, &verdict, endpoint);
+    }
     let verdict = decide::uplink(&frame, &meta, uplink, &Maps);
     match (verdict.action, verdict.endpoint) {
         (Action::Arp, _) => answer_arp(&ctx, &verdict),

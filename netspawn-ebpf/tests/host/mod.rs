@@ -155,7 +155,14 @@ pub fn decide<'a>(world: &'a World, at: At, frame: &[u8], meta: &Meta) -> Option
             verdict
         }
         At::Host => decide::host(frame, meta, world),
-        At::Port(id) => decide::port(frame, meta, id, world.endpoint(id)?, world),
+        At::Port(id) => {
+            let endpoint = world.endpoint(id)?;
+            let verdict = decide::port(frame, meta, id, endpoint, world);
+            if let Some(express) = decide::express_port(frame, meta, id, endpoint, world) {
+                assert_eq!(express, verdict, "the short way differs: {frame:02x?}");
+            }
+            verdict
+        }
     })
 }
 
