@@ -17,6 +17,7 @@ use netspawn_user::datapath::object::Sizes;
 
 use crate::{
     bpf::{self, Context},
+    figure::{Figure, Unit, median},
     programs::{Hook, IFINDEX, Programs, replay_idle},
 };
 
@@ -46,6 +47,9 @@ impl Default for Options {
         }
     }
 }
+
+/// How the names of frames end whose destination is inside a prefix.
+pub const INSIDE: &str = "inside a prefix";
 
 /// A kind of frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,7 @@ impl Subject {
             Subject::Ipv6 => "IPv6",
             Subject::Local4 => "IPv4, machine to machine",
             Subject::Local6 => "IPv6, machine to machine",
+            // Both end in `INSIDE`.
             Subject::Inside4 => "IPv4, inside a prefix",
             Subject::Inside6 => "IPv6, inside a prefix",
         }
@@ -278,14 +283,14 @@ fn programs(addresses: u32, prefixes: u32) -> Result<Programs> {
     Ok(programs)
 }
 
-/// Nanoseconds of one frame, less the floor.
+/// Nanoseconds of one frame, less the floor, round by round.
 fn cost(
     programs: &Programs,
     hook: Hook,
     subject: Subject,
     options: &Options,
     addresses: u32,
-) -> Result<f64> {
+) -> Result<Vec<f64>> {
     let frames = frames(hook, subject, addresses, options.prefixes)?;
     let kind = hook.kind();
     let real = programs.replay(hook, &frames)?;
@@ -309,16 +314,35 @@ fn cost(
         let floor = run(floor.as_fd(), options.repeat)?;
         rounds.push(whole.duration.as_nanos() as f64 - floor.duration.as_nanos() as f64);
     }
-    rounds.sort_by(f64::total_cmp);
-    Ok(rounds[rounds.len() / 2])
+    Ok(rounds)
 }
+
+/// Nanoseconds, round by round.
+type Rounds = Vec<f64>;
 
 /// What was measured.
 #[derive(Debug)]
 pub struct Table {
     addresses: Vec<u32>,
-    /// Program, frame, and a cost for each number of addresses.
-    rows: Vec<(&'static str, &'static str, Vec<f64>)>,
+    /// Program, frame, and the rounds for each number of addresses.
+    rows: Vec<(&'static str, &'static str, Vec<Rounds>)>,
+}
+
+impl Table {
+    /// The same as figures of the scenario `prog`.
+    pub fn figures(&self) -> Vec<Figure> {
+        let one = |program, frame, addresses: u32, rounds: &[f64]| {
+            let unit = Unit::Nanoseconds;
+            Figure::new("prog", frame, unit, program, addresses, rounds.to_vec())
+        };
+        let mut figures = Vec::new();
+        for (program, frame, costs) in &self.rows {
+            for (addresses, rounds) in self.addresses.iter().zip(costs) {
+                figures.push(one(program, frame, *addresses, rounds));
+            }
+        }
+        figures
+    }
 }
 
 impl fmt::Display for Table {
@@ -333,7 +357,8 @@ impl fmt::Display for Table {
         }
         for (program, frame, costs) in &self.rows {
             write!(f, "\n{program:<15}{frame:<26}")?;
-            for cost in costs {
+            let costs: Vec<_> = costs.iter().map(|rounds| median(rounds)).collect();
+            for cost in &costs {
                 write!(f, "{cost:>18.0}")?;
             }
             for cost in costs.iter().skip(1) {
@@ -344,26 +369,30 @@ impl fmt::Display for Table {
     }
 }
 
-/// Measures, on one core.
+/// Measures, on one core; `step` hears what comes next, and may end it.
 ///
 /// # Errors
-/// Without root, when the kernel refuses a program, or when a program does not do what
-/// it is measured at.
-pub fn measure(options: &Options) -> Result<Table> {
+/// Without root, when the kernel refuses a program, when a program does not do what it
+/// is measured at, or those of `step`.
+pub fn measure(options: &Options, step: impl Fn(&str) -> Result<()> + Sync) -> Result<Table> {
     thread::scope(|scope| {
         let measured = scope.spawn(|| {
             stay_on_this_core().context("cannot stay on one core")?;
-            measure_here(options)
+            measure_here(options, &step)
         });
         measured.join().expect("measuring does not panic")
     })
 }
 
-fn measure_here(options: &Options) -> Result<Table> {
-    let mut costs: BTreeMap<(Hook, usize), (&str, Vec<f64>)> = BTreeMap::new();
+fn measure_here(options: &Options, step: &dyn Fn(&str) -> Result<()>) -> Result<Table> {
+    let mut costs: BTreeMap<(Hook, usize), (&str, Vec<Rounds>)> = BTreeMap::new();
     for &addresses in &options.addresses {
         let programs = programs(addresses, options.prefixes)?;
         for &hook in &options.hooks {
+            step(&match options.prefixes {
+                0 => format!("{}, addresses: {addresses}", hook.name()),
+                prefixes => format!("{}, prefixes: {prefixes}", hook.name()),
+            })?;
             for (at, subject) in (0..).zip(Subject::of(hook, options.prefixes)) {
                 let cost = cost(&programs, hook, *subject, options, addresses)?;
                 let (_, costs) = costs

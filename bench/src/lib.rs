@@ -5,6 +5,7 @@ pub mod cost;
 pub mod figure;
 pub mod lab;
 pub mod programs;
+pub mod report;
 pub mod run;
 pub mod scenarios;
 pub mod start;

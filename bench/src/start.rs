@@ -20,6 +20,11 @@ use netspawn_ebpf::abi::endpoint_flag;
 use netspawn_tests::{LAN, Nspawn, Process, SystemdHost};
 use netspawn_user::datapath::maps::Maps;
 
+use crate::{
+    figure::{Figure, Unit},
+    run::Run,
+};
+
 /// How long one machine may take for anything.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Between two pings, in seconds, as `ping` wants it.
@@ -95,11 +100,30 @@ impl fmt::Display for Figures {
     }
 }
 
-/// Starts and ends that many machines, one after another.
+/// Machines in a round.
+const STARTS: u32 = 10;
+
+/// Milliseconds of each stretch, a machine in place of a round.
 ///
 /// # Errors
-/// When a machine does not come up, or goes on answering.
-pub fn measure(starts: u32) -> Result<Figures> {
+/// As of [`measure`].
+pub fn run(run: &Run) -> Result<Vec<Figure>> {
+    let starts = STARTS * u32::try_from(run.rounds)?;
+    run.expect(starts as usize);
+    let Figures(figures) = measure(starts, |what| run.step(what))?;
+    let figure = |(stretch, values): (Stretch, _)| {
+        let unit = Unit::Milliseconds;
+        Figure::new("start", stretch.words(), unit, "nspawn, tc", 1_u64, values)
+    };
+    Ok(figures.into_iter().map(figure).collect())
+}
+
+/// Starts and ends that many machines, one after another; `step` hears what comes next,
+/// and may end it.
+///
+/// # Errors
+/// When a machine does not come up, or goes on answering, or those of `step`.
+pub fn measure(starts: u32, step: impl Fn(&str) -> Result<()>) -> Result<Figures> {
     let system = SystemdHost::boot()?;
     system.install("max-machines = 256\nmax-addresses = 256\n")?;
     // The network asks at once again where it got no answer, instead of every second.
@@ -111,6 +135,7 @@ pub fn measure(starts: u32) -> Result<Figures> {
     }
     let mut figures = Figures::default();
     for index in 0..starts {
+        step(&format!("machine {} of {starts}", index + 1))?;
         let subject = Subject::new(&system, index)?;
         for (stretch, value) in subject
             .live()

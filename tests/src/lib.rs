@@ -96,7 +96,7 @@ pub use traffic::{
     STALL, all_reachable, fetch, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
 };
 pub use tuntap::{Offload, TapWire};
-pub use workdir::{Workdir, remount, remove as remove_folder};
+pub use workdir::{Workdir, remount, remove as remove_folder, remove_all as remove_folders};
 
 /// Makes two tests of each function that takes a [`Mode`]: `tc::NAME` and `xdp::NAME`.
 #[macro_export]

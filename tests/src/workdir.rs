@@ -118,6 +118,15 @@ pub fn remove(path: &Path) {
 
 /// Removes the folders of processes that are gone.
 fn sweep() {
+    remove_of(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// Removes the folders of this process, which is about to end with their values alive.
+pub fn remove_all() {
+    remove_of(|pid| pid == std::process::id());
+}
+
+fn remove_of(owned: impl Fn(u32) -> bool) {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
         return;
     };
@@ -128,7 +137,7 @@ fn sweep() {
             .and_then(|name| name.strip_prefix(PREFIX))
             .and_then(|rest| rest.split('-').next())
             .and_then(|pid| pid.parse::<u32>().ok());
-        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        if owner.is_some_and(&owned) {
             remove(&entry.path());
         }
     }

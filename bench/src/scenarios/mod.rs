@@ -1,11 +1,131 @@
 //! What can be measured, a file each.
 
 pub mod forward;
+pub mod prog;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use clap::{ValueEnum, builder::PossibleValue};
 use netspawn_tests::Ns;
+
+use crate::{figure::Figure, run::Run};
+
+/// Something to measure.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Its name on the command line and in figures.
+    pub name: &'static str,
+    /// What it measures, in a line.
+    pub about: &'static str,
+    /// What the sizes of its figures count.
+    pub size: &'static str,
+    /// How long it usually takes with the default options, for the time left.
+    pub usual: Duration,
+    /// Measures.
+    pub run: fn(&Run) -> Result<Vec<Figure>>,
+}
+
+/// All of them, in the order in which they run.
+pub static SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "arp",
+        about: "Answers to ARP requests: how many, how much CPU, how late",
+        size: "addresses",
+        usual: Duration::from_secs(240),
+        run: absent,
+    },
+    Scenario {
+        name: "ndp",
+        about: "Answers to neighbor solicitations: how many, how much CPU, how late",
+        size: "addresses",
+        usual: Duration::from_secs(240),
+        run: absent,
+    },
+    Scenario {
+        name: "forward-in",
+        about: "CPU per packet from the network to random machines",
+        size: "machines",
+        usual: Duration::from_secs(180),
+        run: forward::inwards,
+    },
+    Scenario {
+        name: "forward-out",
+        about: "CPU per packet from machines to the network",
+        size: "machines",
+        usual: Duration::from_secs(180),
+        run: forward::outwards,
+    },
+    Scenario {
+        name: "local",
+        about: "CPU per packet from machine to machine",
+        size: "machines",
+        usual: Duration::from_secs(180),
+        run: forward::local,
+    },
+    Scenario {
+        name: "tcp",
+        about: "Bulk TCP, one and four flows, in both directions",
+        size: "machines",
+        usual: Duration::from_secs(120),
+        run: absent,
+    },
+    Scenario {
+        name: "broadcast",
+        about: "CPU per ARP broadcast with many machines on the host",
+        size: "machines",
+        usual: Duration::from_secs(60),
+        run: absent,
+    },
+    Scenario {
+        name: "start",
+        about: "Time from a machine's start, or its link's, to its first answer",
+        size: "machines",
+        usual: Duration::from_secs(60),
+        run: crate::start::run,
+    },
+    Scenario {
+        name: "fill",
+        about: "Time to fill the maps with 100,000 addresses",
+        size: "addresses",
+        usual: Duration::from_secs(20),
+        run: absent,
+    },
+    Scenario {
+        name: "scale",
+        about: "Attach, detach and memory with thousands of machines, and who waits meanwhile",
+        size: "machines",
+        usual: Duration::from_secs(240),
+        run: absent,
+    },
+    Scenario {
+        name: "prog",
+        about: "Time of one frame in each program, by itself",
+        size: "addresses",
+        usual: Duration::from_secs(75),
+        run: prog::run,
+    },
+];
+
+/// In place of a scenario that this build does not have.
+fn absent(_run: &Run) -> Result<Vec<Figure>> {
+    bail!("this build does not have it")
+}
+
+/// The scenario of that name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.name == name)
+}
+
+impl ValueEnum for Scenario {
+    fn value_variants<'a>() -> &'a [Self] {
+        SCENARIOS
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name).help(self.about))
+    }
+}
 
 /// Interface numbers of `PREFIX0`, `PREFIX1` and so on.
 fn ifindexes(ns: &Ns, prefix: &str, count: u32) -> Result<Vec<u32>> {
