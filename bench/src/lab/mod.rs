@@ -10,6 +10,7 @@
 mod cpu;
 mod links;
 mod load;
+mod priority;
 mod receiver;
 mod way;
 mod world;
@@ -17,6 +18,7 @@ mod world;
 pub use cpu::Stopwatch;
 pub use links::receive_offload;
 pub use load::{Load, on_one_core};
+pub use priority::Foremost;
 pub use receiver::Receiver;
 pub use way::Way;
-pub use world::{Guests, World, lan_mac, machine_mac, machine4, machine6, uplink_mac};
+pub use world::{Guests, World, declare, lan_mac, machine_mac, machine4, machine6, uplink_mac};

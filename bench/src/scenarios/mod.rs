@@ -68,7 +68,7 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "Bulk TCP, one and four flows, in both directions",
         size: "machines",
         usual: Duration::from_secs(120),
-        run: absent,
+        run: tcp::run,
     },
     Scenario {
         name: "broadcast",
@@ -82,7 +82,7 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "Time from a machine's start, or its link's, to its first answer",
         size: "machines",
         usual: Duration::from_secs(60),
-        run: crate::start::run,
+        run: start::run,
     },
     Scenario {
         name: "fill",
@@ -145,3 +145,5 @@ fn ifindexes(ns: &Ns, prefix: &str, count: u32) -> Result<Vec<u32>> {
         })
         .collect()
 }
+pub mod start;
+pub mod tcp;
