@@ -306,8 +306,9 @@ impl Cannon {
 }
 
 /// Runs an XDP program on so many live frames, whose actions are carried out in the
-/// namespace of this thread.
-pub fn fire(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()> {
+/// namespace of this thread, after each `batch` of them (256 at most, 0 for the kernel's
+/// usual 64).
+pub fn fire(program: BorrowedFd<'_>, frame: &[u8], count: u32, batch: u32) -> io::Result<()> {
     const LIVE_FRAMES: u32 = 1 << 1;
     let mut attr = empty();
     // SAFETY: all members of the union are plain numbers.
@@ -317,10 +318,11 @@ pub fn fire(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()>
     test.data_size_in = frame.len().try_into().map_err(io::Error::other)?;
     test.repeat = count;
     test.flags = LIVE_FRAMES;
+    test.batch_size = batch;
     call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).map(drop)
 }
 
-/// A tc program that counts and drops.
+/// A program that counts and drops.
 pub struct Sink {
     program: OwnedFd,
     counter: OwnedFd,
@@ -328,9 +330,10 @@ pub struct Sink {
 
 impl Sink {
     /// Loads it.
-    pub fn new() -> Result<Self> {
+    pub fn new(kind: Kind) -> Result<Self> {
         use asm::{EXIT, add, helper, insn, load_map, mov, set};
         const TC_ACT_SHOT: i32 = 2;
+        const XDP_DROP: i32 = 1;
         let counter = map(bpf_map_type::BPF_MAP_TYPE_ARRAY, 8, 1)?;
         let mut code = vec![insn(0x62, 10, 0, -4, 0), mov(2, 10), add(2, -4)];
         code.extend(load_map(1, counter.as_raw_fd()));
@@ -339,11 +342,17 @@ impl Sink {
             insn(0x15, 0, 0, 2, 0),
             set(1, 1),
             insn(0xdb, 0, 1, 0, 0),
-            set(0, TC_ACT_SHOT),
+            set(
+                0,
+                match kind {
+                    Kind::Tc => TC_ACT_SHOT,
+                    Kind::Xdp => XDP_DROP,
+                },
+            ),
             EXIT,
         ]);
         Ok(Sink {
-            program: program(Kind::Tc, &code)?,
+            program: program(kind, &code)?,
             counter,
         })
     }
@@ -441,7 +450,8 @@ impl Bare {
     }
 }
 
-fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
+/// Pins a program.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = empty();
     // SAFETY: all members of the union are plain numbers.

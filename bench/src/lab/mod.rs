@@ -7,18 +7,23 @@
 //!       2001:db8::1          2001:db8::2          p1  ════════  g1  10.1.0.1
 //! ```
 
-mod cpu;
+mod busy;
 mod links;
 mod load;
+mod ndppd;
 mod priority;
 mod receiver;
+mod station;
 mod way;
 mod world;
 
-pub use cpu::Stopwatch;
+pub use busy::{Busy, unbound_workers};
+pub(crate) use links::batch;
 pub use links::receive_offload;
-pub use load::{Load, on_one_core};
+pub use load::{Load, frames_taking, on_one_core};
+pub use ndppd::Ndppd;
 pub use priority::Foremost;
-pub use receiver::Receiver;
+pub use receiver::{Receiver, XdpReceiver};
+pub use station::Station;
 pub use way::Way;
 pub use world::{Guests, World, declare, lan_mac, machine_mac, machine4, machine6, uplink_mac};

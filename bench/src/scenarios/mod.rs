@@ -1,7 +1,13 @@
 //! What can be measured, a file each.
 
+mod answers;
+pub mod arp;
+pub mod broadcast;
 pub mod forward;
+pub mod ndp;
 pub mod prog;
+pub mod start;
+pub mod tcp;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -33,14 +39,14 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "Answers to ARP requests: how many, how much CPU, how late",
         size: "addresses",
         usual: Duration::from_secs(240),
-        run: absent,
+        run: arp::run,
     },
     Scenario {
         name: "ndp",
         about: "Answers to neighbor solicitations: how many, how much CPU, how late",
         size: "addresses",
         usual: Duration::from_secs(240),
-        run: absent,
+        run: ndp::run,
     },
     Scenario {
         name: "forward-in",
@@ -75,7 +81,7 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "CPU per ARP broadcast with many machines on the host",
         size: "machines",
         usual: Duration::from_secs(60),
-        run: absent,
+        run: broadcast::run,
     },
     Scenario {
         name: "start",
@@ -145,5 +151,3 @@ fn ifindexes(ns: &Ns, prefix: &str, count: u32) -> Result<Vec<u32>> {
         })
         .collect()
 }
-pub mod start;
-pub mod tcp;

@@ -27,6 +27,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("isc-dhcp-client", "a guest that asks for its address"),
     ("libnet1", "the other arping, which tests fetch, links it"),
     ("ndisc6", "neighbor solicitation as a neighbor sends it"),
+    (
+        "ndppd",
+        "what hosts answer solicitations with today, to compare",
+    ),
     ("nmap", "host discovery by ARP and by neighbor discovery"),
     ("procps", "sysctl"),
     (
