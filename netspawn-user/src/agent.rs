@@ -152,13 +152,15 @@ enum Event {
 }
 
 impl Agent {
-    /// Takes over a data plane that has been attached.
+    /// Takes over a data plane that has been attached by what `observer` read, which
+    /// catches up with what has changed since.
     ///
     /// # Errors
     /// When the host's network cannot be followed.
     pub async fn new(
         global: &Global,
         plane: Plane,
+        mut observer: Observer,
         policy: Policy,
         enabled: &BTreeSet<Source>,
     ) -> Result<Self> {
@@ -172,6 +174,9 @@ impl Agent {
             .inspect_err(|error| tracing::warn!("events are not told: {error:#}"))
             .ok();
         let announcements = Queue::new(plane.found().clone(), TIMES);
+        observer
+            .catch_up()
+            .context("cannot follow the host's network")?;
         Ok(Agent {
             plane,
             sources: Sources::new(&global.config_dir, &global.run_dir, enabled.iter().copied()),
@@ -180,7 +185,7 @@ impl Agent {
             policy,
             run_dir: RunDir::new(&global.run_dir),
             config_dir: global.config_dir.clone(),
-            observer: Observer::start().context("cannot follow the host's network")?,
+            observer,
             netlink: Netlink::open()?,
             since: Timestamp::now(),
             last_sync: None,

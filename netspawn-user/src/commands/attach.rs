@@ -17,6 +17,7 @@ use crate::{
     net::{
         announce::{self, Served},
         firewall,
+        observe::Observer,
     },
     outcome::{Outcome, Problems},
     output,
@@ -33,11 +34,20 @@ use crate::{
 pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     let config = Config::load(&global.config_dir).map_err(Problems)?;
     let settings = AttachSettings::new(args, &config.attach)?;
-    let host = Host::dump().context("cannot read the host's network")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    // What changes while thousands of ports are attached is not missed, and what does
+    // not is not read again.
+    let observer = runtime
+        .block_on(async { Observer::start() })
+        .context("cannot read the host's network")?;
+    let host = observer.host();
     let mut uplinks = Vec::new();
     let recorded = Pins::new(&global.bpf_dir).uplinks();
     for name in &settings.uplinks {
-        match uplink_check(&host, name) {
+        match uplink_check(host, name) {
             Ok(link) => uplinks.push((link, settings.mode)),
             // It was attached before it became a port, and its master is served for it.
             Err(UplinkError::Port { .. }) if recorded.iter().any(|uplink| uplink.name == *name) => {
@@ -49,7 +59,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     run_dir.check_namespace()?;
     Pins::new(&global.bpf_dir).check_namespace()?;
     if settings.dry_run {
-        return dry_run(global, &config, &settings, &host, &uplinks);
+        return dry_run(global, &config, &settings, host, &uplinks);
     }
     let lock = match run_dir.turn()? {
         Turn::Mine(lock) => lock,
@@ -65,28 +75,24 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
 
     tell_bypassed();
     let fresh = !Pins::new(&global.bpf_dir).exist();
-    let result = attach(global, args, &config, &settings, &host, &uplinks);
+    let result = attach(global, args, &config, &settings, host, &uplinks);
     if result.is_err() && fresh {
         run_dir.clear();
     }
     let (mut plane, desired, problems) = result?;
     if settings.once {
-        let line = agent::ready_line(&mut plane, &desired, &host)?;
+        let line = agent::ready_line(&mut plane, &desired, host)?;
         output::print(&format!("{line}\n"))?;
-        let served = Served::of(plane.state(), Some(&host));
+        let served = Served::of(plane.state(), Some(host));
         announce::once(plane.found().clone(), served).context("cannot announce addresses")?;
         return Ok(Outcome::of(problems));
     }
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start")?
-        .block_on(async {
-            Agent::new(global, plane, config.policy, &settings.sources)
-                .await?
-                .run(|line| output::print(&format!("{line}\n")))
-                .await
-        })?;
+    runtime.block_on(async {
+        Agent::new(global, plane, observer, config.policy, &settings.sources)
+            .await?
+            .run(|line| output::print(&format!("{line}\n")))
+            .await
+    })?;
     drop(lock);
     Ok(Outcome::Done)
 }

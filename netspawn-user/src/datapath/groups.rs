@@ -54,13 +54,13 @@ impl Groups {
                 IpNet::V6(net) if *owner != HOST && plan::address_map(prefix) == map::ADDRS6 => {
                     let [.., a, b, c] = net.addr().octets();
                     groups.insert([0x33, 0x33, 0xff, a, b, c]);
+                    if groups.len() > MAX_GROUPS {
+                        return Groups::All;
+                    }
                 }
                 IpNet::V6(_) if *owner != HOST => return Groups::All,
                 _ => {}
             }
-        }
-        if groups.len() > MAX_GROUPS {
-            return Groups::All;
         }
         Groups::Some(groups)
     }

@@ -42,6 +42,10 @@ values! {
     DropKey(abi::DropKey);
 }
 
+/// More endpoints than this are not cleared of drops reason by reason: it is asked
+/// first what there is.
+const FEW: usize = 16;
+
 /// A free entry of the endpoint map.
 const FREE: abi::EndpointEntry = abi::EndpointEntry {
     forward: abi::Endpoint {
@@ -255,13 +259,29 @@ impl Maps {
     /// # Errors
     /// Names the step that the kernel refused; those before it are done.
     pub fn apply(&mut self, ops: &[Op]) -> Result<()> {
+        let clears = |op: &&Op| matches!(op, Op::ClearCounters { .. });
+        let many = ops.iter().filter(clears).count() > FEW;
+        let mut dropped = None;
         let mut rest = ops;
         while let Some(op) = rest.first() {
             let run = rest
                 .iter()
                 .take_while(|op| matches!(op, Op::SetAddress { .. }))
                 .count();
-            if run > 1 {
+            if let Op::ClearCounters { id } = op
+                && many
+            {
+                // Nothing counts any more under the ids that are to be cleared.
+                let keys = match dropped.take() {
+                    Some(keys) => keys,
+                    None => self.dropped()?,
+                };
+                let of_id = keys.get(id).into_iter().flatten().copied();
+                self.clear(*id, of_id)
+                    .with_context(|| format!("the kernel refused the step `{op}`"))?;
+                dropped = Some(keys);
+                rest = &rest[1..];
+            } else if run > 1 {
                 self.set_addresses(&rest[..run])
                     .with_context(|| format!("cannot write {run} addresses to the maps"))?;
                 rest = &rest[run..];
@@ -331,7 +351,9 @@ impl Maps {
                 IpNet::V4(net) => self.routes4.remove(&key4(net)),
                 IpNet::V6(net) => self.routes6.remove(&key6(net)),
             }),
-            Op::ClearCounters { id } => self.clear(*id),
+            Op::ClearCounters { id } => {
+                self.clear(*id, Reason::ALL.iter().map(|reason| *reason as u32))
+            }
             Op::SetEndpoint { id, entry } => self.endpoints.set(*id, Endpoint(**entry), 0),
             Op::RemoveEndpoint { id } => self.endpoints.set(*id, Endpoint(FREE), 0),
             Op::SetPort { ifindex, id } => {
@@ -395,23 +417,31 @@ impl Maps {
         Ok(None)
     }
 
-    /// Zeroes what was counted under an endpoint id.
-    fn clear(&mut self, id: u32) -> Result<(), MapError> {
-        let cpus = self.traffic.get(&id, 0)?.len();
-        let zero = vec![Traffic(abi::Traffic::default()); cpus];
-        self.traffic.set(
-            id,
-            PerCpuValues::try_from(zero).map_err(MapError::IoError)?,
-            0,
-        )?;
-        for reason in Reason::ALL {
-            let key = DropKey(abi::DropKey {
-                endpoint: id,
-                reason: *reason as u32,
-            });
+    /// Zeroes the traffic of an endpoint id and its drops for these reasons.
+    fn clear(&mut self, id: u32, reasons: impl Iterator<Item = u32>) -> Result<(), MapError> {
+        let none = abi::Traffic::default();
+        let traffic = self.traffic.get(&id, 0)?;
+        if traffic.iter().any(|Traffic(cpu)| *cpu != none) {
+            let zero = vec![Traffic(none); traffic.len()];
+            let zero = PerCpuValues::try_from(zero).map_err(MapError::IoError)?;
+            self.traffic.set(id, zero, 0)?;
+        }
+        for reason in reasons {
+            let endpoint = id;
+            let key = DropKey(abi::DropKey { endpoint, reason });
             removed(self.drops.remove(&key))?;
         }
         Ok(())
+    }
+
+    /// The reasons for which something was dropped, by endpoint id.
+    fn dropped(&self) -> Result<BTreeMap<u32, Vec<u32>>> {
+        let mut found: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for key in self.drops.keys() {
+            let DropKey(key) = key.context("cannot read the drops")?;
+            found.entry(key.endpoint).or_default().push(key.reason);
+        }
+        Ok(found)
     }
 
     /// Frames by reason, summed over CPUs.

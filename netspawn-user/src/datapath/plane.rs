@@ -313,7 +313,8 @@ impl Plane {
             self.pins.swap_maps()?;
             self.maps = Maps::open(&self.pins.maps())?;
         }
-        self.guarded.clear();
+        let states = self.ports.dump()?;
+        self.guarded = intact(&states, self.guard_id).collect();
         self.guard_ports(&self.state.ports.keys().copied().collect());
         self.fresh = false;
         Ok(desired)
@@ -457,7 +458,8 @@ impl Plane {
     /// guarded come back.
     fn guard_ports(&mut self, ports: &BTreeSet<u32>) -> Vec<(u32, Problem)> {
         let mut failed = Vec::new();
-        for ifindex in ports.difference(&self.guarded.clone()) {
+        let new: Vec<u32> = ports.difference(&self.guarded).copied().collect();
+        for ifindex in &new {
             match self.ports.ensure(*ifindex, self.guard.as_fd()) {
                 Ok(_) => {
                     self.guarded.insert(*ifindex);
@@ -512,15 +514,11 @@ impl Plane {
     /// When the kernel does not tell.
     pub fn verify(&mut self) -> Result<()> {
         let states = self.ports.dump()?;
-        let intact = |ifindex: &u32| {
-            states
-                .get(ifindex)
-                .is_some_and(|state: &PortState| state.guarded_by(self.guard_id))
-        };
-        for ifindex in self.guarded.iter().filter(|ifindex| !intact(ifindex)) {
+        let intact: BTreeSet<u32> = intact(&states, self.guard_id).collect();
+        for ifindex in self.guarded.difference(&intact) {
             tracing::warn!("the guard of interface {ifindex} was taken off; it is put back");
         }
-        self.guarded.retain(intact);
+        self.guarded.retain(|ifindex| intact.contains(ifindex));
         self.takes_xdp.clear();
         self.mend_uplinks()
     }
@@ -631,6 +629,14 @@ impl Plane {
         pins.check_namespace()?;
         Plane::sweep(&pins)
     }
+}
+
+/// The ports that the program of that id guards.
+fn intact(states: &BTreeMap<u32, PortState>, guard: u32) -> impl Iterator<Item = u32> {
+    let guarded = states
+        .iter()
+        .filter(move |(_, state)| state.guarded_by(guard));
+    guarded.map(|(ifindex, _)| *ifindex)
 }
 
 fn unfinished(bpf_dir: &Path) -> String {

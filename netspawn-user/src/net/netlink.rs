@@ -106,6 +106,13 @@ impl Request {
         self.attr(kind, &bytes)
     }
 
+    /// Appends bytes that are no attribute: the fixed header within a nest that has one.
+    pub fn fixed(mut self, bytes: &[u8]) -> Self {
+        self.bytes.extend_from_slice(bytes);
+        pad(&mut self.bytes);
+        self
+    }
+
     /// Appends an attribute that holds what `inner` appends.
     pub fn nest(mut self, kind: u16, inner: impl FnOnce(Self) -> Self) -> Self {
         let start = self.bytes.len();
