@@ -3,7 +3,10 @@
 use std::{
     ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader, Read, Write as _},
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
@@ -38,7 +41,7 @@ impl Cmd {
     pub(crate) fn new(ns: &Ns, program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         let fd = ns
-            .fd()
+            .as_fd()
             .try_clone_to_owned()
             .expect("a file descriptor is free");
         // SAFETY: between fork and exec only system calls are made, no memory is allocated.
@@ -238,6 +241,8 @@ impl Process {
     pub fn wait_line(&mut self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let deadline = Instant::now() + limit;
         loop {
+            // What is there is looked through once, however many lines came.
+            while self.news.try_recv().is_ok() {}
             let all = self.out() + &self.err();
             if let Some(line) = all.lines().find(|line| wanted(line)) {
                 return Ok(line.to_owned());

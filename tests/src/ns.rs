@@ -2,6 +2,8 @@
 
 use std::{
     fs::{self, File},
+    io,
+    net::UdpSocket,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::LazyLock,
@@ -74,15 +76,17 @@ impl Ns {
         LazyLock::force(&FORBIDDEN);
         let made = thread::spawn(|| -> Result<OwnedFd> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-            Ok(File::open("/proc/thread-self/ns/net")?.into())
+            let fd = File::open("/proc/thread-self/ns/net")?.into();
+            // Scenarios make thousands of namespaces: no process is started for one.
+            set_loopback_up().context("cannot set lo up")?;
+            for key in ["default", "all"] {
+                fs::write(format!("/proc/sys/net/ipv6/conf/{key}/accept_dad"), "0")
+                    .context("cannot switch duplicate address detection off")?;
+            }
+            Ok(fd)
         });
         let fd = made.join().expect("making a namespace does not panic")?;
-        let ns = Ns::adopt(name, fd)?;
-        ns.run("ip link set lo up")?;
-        for key in ["default", "all"] {
-            ns.set_sysctl(&format!("net/ipv6/conf/{key}/accept_dad"), "0")?;
-        }
-        Ok(ns)
+        Ns::adopt(name, fd)
     }
 
     /// The namespace that the file stands for: one of [`Ns::keep`], or `/proc/PID/ns/net`.
@@ -110,10 +114,6 @@ impl Ns {
     /// Path for `ip link … netns PATH` and the like, valid while this value lives.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd()).into()
-    }
-
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     /// Makes the namespace outlive the process, as `file`, until [`forget`].
@@ -226,6 +226,30 @@ impl Ns {
             .pop()
             .with_context(|| format!("no interface {interface} in {}", self.name))
     }
+}
+
+impl AsFd for Ns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Sets `lo` of this thread's namespace up.
+fn set_loopback_up() -> io::Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: all-zero bytes are a valid `ifreq`, which the request reads.
+    let result = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for Ns {

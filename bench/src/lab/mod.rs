@@ -19,7 +19,7 @@ mod world;
 
 pub use busy::{Busy, unbound_workers};
 pub(crate) use links::batch;
-pub use links::receive_offload;
+pub use links::{ifindexes, join_block, leave_block, receive_offload};
 pub use load::{Load, frames_taking, on_one_core};
 pub use ndppd::Ndppd;
 pub use priority::Foremost;

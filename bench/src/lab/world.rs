@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use netspawn_ebpf::wire::Mac;
 use netspawn_tests::{Cmd, LAN, Ns, Process, UPLINK, Workdir, binary};
 
 use super::{
-    links::{batch, receive_offload},
+    links::{Veth, batch, configure, ifindexes, plug, receive_offload, set_up},
     way::Way,
 };
 use crate::bpf::Bare;
@@ -123,7 +124,7 @@ impl World {
             _bare: None,
         };
         world.join_network()?;
-        world.plug(guests)?;
+        world.plug(guests, 0..machines)?;
         match way {
             Way::Link | Way::Macvlan => {}
             Way::Bridge => world.bridge()?,
@@ -132,7 +133,8 @@ impl World {
             Way::Tc | Way::Xdp => world.declare()?,
         }
         if way == Way::Xdp {
-            // XDP_TX of the uplink's program needs a peer with NAPI, which GRO gives it.
+            // What XDP sends wants NAPI at the other end, which GRO gives it. XDP_TX wants
+            // an XDP program there as well (`XdpReceiver`).
             receive_offload(&world.net, &[LAN.to_owned()])?;
             if guests == Guests::Together {
                 receive_offload(&world.guests[0], &world.ends())?;
@@ -255,7 +257,23 @@ impl World {
         receive_offload(host, &[UPLINK.to_owned()])
     }
 
-    fn plug(&self, guests: Guests) -> Result<()> {
+    /// Ends so many machines, those with the highest numbers, all at once: the kernel
+    /// removes their namespaces, and the links with them, some time later. Each must
+    /// have a namespace of its own.
+    pub fn stop(&mut self, count: usize) {
+        self.guests.truncate(self.guests.len() - count);
+    }
+
+    /// Makes machines that were stopped anew.
+    pub fn restart(&mut self) -> Result<()> {
+        let first = self.guests.len() as u32;
+        for number in first..self.machines {
+            self.guests.push(Ns::new(&format!("guest {number}"))?);
+        }
+        self.plug(Guests::Apart, first..self.machines)
+    }
+
+    fn plug(&self, guests: Guests, numbers: Range<u32>) -> Result<()> {
         if self.way == Way::Link {
             return Ok(());
         }
@@ -263,65 +281,63 @@ impl World {
             Guests::Together => &self.guests[0],
             Guests::Apart => &self.guests[number as usize],
         };
-        let links = numbers(self.machines).map(|n| {
-            let mac = text(machine_mac(n));
-            let path = space(n).path();
-            let path = path.display();
-            if self.way == Way::Macvlan {
-                format!("link add link {UPLINK} name g{n} address {mac} netns {path} type macvlan mode bridge")
-            } else {
+        if matches!(self.way, Way::Bare | Way::Tc | Way::Xdp) {
+            // The host needs no IPv6 on the ports. With it each new port would cost as
+            // much as there are ports: the kernel keeps their routes to fe80::/64 and
+            // ff00::/8 in one list each.
+            let key = "net/ipv6/conf/default/disable_ipv6";
+            self.host.set_sysctl(key, "1")?;
+        }
+        if self.way == Way::Macvlan {
+            let links = numbers.clone().map(|n| {
                 format!(
-                    "link add p{n} address {} type veth peer name g{n} address {mac} netns {path}",
-                    text(PORT_MAC)
+                    "link add link {UPLINK} name g{n} address {} netns {} type macvlan mode bridge",
+                    text(machine_mac(n)),
+                    space(n).path().display()
                 )
-            }
-        });
-        batch(&self.host, "ip", links)?;
+            });
+            batch(&self.host, "ip", links)?;
+        } else {
+            let links: Vec<_> = numbers
+                .clone()
+                .map(|n| Veth {
+                    port: (format!("p{n}"), PORT_MAC),
+                    end: (format!("g{n}"), machine_mac(n)),
+                    machine: space(n),
+                })
+                .collect();
+            plug(&self.host, &links)?;
+        }
         match guests {
             Guests::Together => {
                 let ns = &self.guests[0];
                 // They would each claim the same link-local address or ask for routers.
                 ns.set_sysctl("net/ipv6/conf/all/disable_ipv6", "1")?;
                 ns.set_sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
-                batch(
-                    ns,
-                    "ip",
-                    self.ends().iter().map(|end| format!("link set {end} up")),
-                )?;
+                set_up(ns, &self.ends())?;
             }
             Guests::Apart => {
-                for (number, ns) in (0..).zip(&self.guests) {
-                    batch(ns, "ip", self.guest(number))?;
+                for number in numbers.clone() {
+                    self.configure(number, space(number))?;
                 }
             }
         }
         if self.way != Way::Macvlan {
-            let ups = self
-                .ports()
-                .into_iter()
-                .map(|port| format!("link set {port} up"));
-            batch(&self.host, "ip", ups)?;
+            let ports: Vec<_> = numbers.map(|n| format!("p{n}")).collect();
+            set_up(&self.host, &ports)?;
         }
         Ok(())
     }
 
     /// What a machine does with its end of the link.
-    fn guest(&self, number: u32) -> Vec<String> {
-        let end = format!("g{number}");
-        let mut lines = vec![format!("link set {end} up")];
-        match self.way {
-            Way::Bridge | Way::Macvlan => lines.extend([
-                format!("addr add {}/8 dev {end}", machine4(number)),
-                format!("addr add {}/64 dev {end} nodad", machine6(number)),
-            ]),
-            _ => lines.extend([
-                format!("addr add {}/32 dev {end}", machine4(number)),
-                format!("addr add {}/128 dev {end} nodad", machine6(number)),
-                format!("route add default via 169.254.1.1 dev {end} onlink"),
-                format!("route add default via fe80::1 dev {end} onlink"),
-            ]),
-        }
-        lines
+    fn configure(&self, number: u32, ns: &Ns) -> Result<()> {
+        let (v4, v6) = (machine4(number).into(), machine6(number).into());
+        let (lengths, gateways) = match self.way {
+            Way::Bridge | Way::Macvlan => ([8, 64], &[][..]),
+            _ => ([32, 128], &GATEWAYS[..]),
+        };
+        let addresses = [(v4, lengths[0]), (v6, lengths[1])];
+        configure(ns, &format!("g{number}"), &addresses, gateways)
     }
 
     fn bridge(&self) -> Result<()> {
@@ -401,10 +417,11 @@ impl World {
     }
 
     fn redirect(&mut self) -> Result<()> {
+        let ports = ifindexes(&self.host, &self.ports())?.into_iter();
         let destinations: Vec<_> = numbers(self.machines)
-            .zip(self.ports())
-            .map(|(n, port)| Ok((machine4(n).octets(), self.host.ifindex(&port)?)))
-            .collect::<Result<_>>()?;
+            .map(|n| machine4(n).octets())
+            .zip(ports)
+            .collect();
         let inwards = Bare::new(&destinations)?;
         let outwards = Bare::out(self.host.ifindex(UPLINK)?)?;
         let (pin_in, pin_out) = (self.pin("bare_in"), self.pin("bare_out"));
@@ -454,3 +471,9 @@ pub fn declare(dir: &Path, number: u32) -> Result<()> {
 
 /// All ports have the same one: each is on a link of its own.
 const PORT_MAC: Mac = [2, 2, 0, 0, 0, 1];
+
+/// The documented gateways.
+const GATEWAYS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+];

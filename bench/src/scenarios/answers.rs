@@ -1,8 +1,8 @@
 //! What `arp` and `ndp` have in common: one station asks for machines' addresses.
 //!
 //! Generator, network, host, whatever answers, and the counter of the answers share one
-//! core, whose CPU time is what answers are divided by. The generator runs only when nobody else has anything to do there, so
-//! that a slow peer is not fed more than it takes.
+//! core, whose CPU time is what answers are divided by. The generator runs only when
+//! nobody else has anything to do there, so that a slow peer is not fed more than it takes.
 
 use std::{
     fmt::Write as _,

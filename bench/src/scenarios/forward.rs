@@ -14,7 +14,7 @@ use netspawn_tests::{LAN, Ns, UPLINK};
 use crate::{
     figure::{Figure, Unit},
     lab::{
-        Guests, Load, Receiver, Way, World, lan_mac, machine_mac, machine4, on_one_core,
+        Guests, Load, Receiver, Way, World, ifindexes, lan_mac, machine_mac, machine4, on_one_core,
         receive_offload, uplink_mac,
     },
     run::Run,
@@ -217,7 +217,7 @@ fn frames(world: &World, direction: Direction) -> Result<Vec<(Vec<u8>, u32)>> {
     let exits = if inwards {
         Vec::new()
     } else {
-        super::ifindexes(&world.guests[0], "g", machines)?
+        ifindexes(&world.guests[0], &world.ends())?
     };
     let different = (4 * machines)
         .next_power_of_two()

@@ -3,17 +3,18 @@
 mod answers;
 pub mod arp;
 pub mod broadcast;
+pub mod fill;
 pub mod forward;
 pub mod ndp;
 pub mod prog;
+pub mod scale;
 pub mod start;
 pub mod tcp;
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use clap::{ValueEnum, builder::PossibleValue};
-use netspawn_tests::Ns;
 
 use crate::{figure::Figure, run::Run};
 
@@ -95,14 +96,14 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "Time to fill the maps with 100,000 addresses",
         size: "addresses",
         usual: Duration::from_secs(20),
-        run: absent,
+        run: fill::run,
     },
     Scenario {
         name: "scale",
         about: "Attach, detach and memory with thousands of machines, and who waits meanwhile",
         size: "machines",
         usual: Duration::from_secs(240),
-        run: absent,
+        run: scale::run,
     },
     Scenario {
         name: "prog",
@@ -112,11 +113,6 @@ pub static SCENARIOS: &[Scenario] = &[
         run: prog::run,
     },
 ];
-
-/// In place of a scenario that this build does not have.
-fn absent(_run: &Run) -> Result<Vec<Figure>> {
-    bail!("this build does not have it")
-}
 
 /// The scenario of that name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
@@ -131,23 +127,4 @@ impl ValueEnum for Scenario {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(PossibleValue::new(self.name).help(self.about))
     }
-}
-
-/// Interface numbers of `PREFIX0`, `PREFIX1` and so on.
-fn ifindexes(ns: &Ns, prefix: &str, count: u32) -> Result<Vec<u32>> {
-    let links = ns.run("ip -j link show")?;
-    let links: Vec<serde_json::Value> = serde_json::from_str(&links)?;
-    let numbers: HashMap<_, _> = links
-        .iter()
-        .filter_map(|link| Some((link["ifname"].as_str()?, link["ifindex"].as_u64()?)))
-        .collect();
-    (0..count)
-        .map(|number| {
-            let name = format!("{prefix}{number}");
-            let ifindex = numbers
-                .get(name.as_str())
-                .with_context(|| format!("no interface {name} in {}", ns.name()))?;
-            Ok(u32::try_from(*ifindex)?)
-        })
-        .collect()
 }
