@@ -14,7 +14,7 @@ use netspawn_tests::{
 };
 use netspawn_user::{
     datapath::attach::{
-        BLOCK, Change, Guard, Means, NAME, Ports, Uplinks,
+        Change, Guard, Means, NAME, Ports, Uplinks, block,
         bpf::{self, Hook},
         uplink_check,
     },
@@ -55,8 +55,8 @@ fn id(program: &OwnedFd) -> Result<u32> {
     Ok(bpf::program_id(program.as_fd())?)
 }
 
-/// A host with ports `p0`…, whose machines `m0`… have 192.0.2.(10 + n) for
-/// 192.0.2.1 on the port.
+/// A host with ports `p0`…, whose machines have 192.0.n.2 for 192.0.n.1 on the port. Every
+/// other port is of the same block.
 struct Site {
     host: Ns,
     machines: Vec<Ns>,
@@ -72,7 +72,10 @@ impl Site {
         for number in 0..ports {
             let machine = Ns::new(&format!("m{number}"))?;
             let near = format!("p{number}");
-            host.run(&format!("ip link add {near} type veth peer name m0"))?;
+            let ifindex = 1000 + 32 * u32::from(number);
+            host.run(&format!(
+                "ip link add {near} index {ifindex} type veth peer name m0"
+            ))?;
             move_link(&host, "m0", &machine)?;
             machine.run(&format!("ip addr add 192.0.{number}.2/24 dev m0"))?;
             machine.run("ip link set m0 up")?;
@@ -130,8 +133,10 @@ fn move_link(from: &Ns, name: &str, to: &Ns) -> Result<()> {
     Ok(())
 }
 
+/// The filters of the block of `p0`.
 fn block_filters(site: &Site) -> Result<Vec<Value>> {
-    let filters = site.json(&format!("tc -j filter show block {BLOCK}"))?;
+    let block = block(site.ifindex("p0")?);
+    let filters = site.json(&format!("tc -j filter show block {block}"))?;
     Ok(filters
         .as_array()
         .into_iter()
@@ -142,7 +147,7 @@ fn block_filters(site: &Site) -> Result<Vec<Value>> {
 }
 
 #[test]
-fn ports_share_one_filter_that_is_replaced_in_one_step() -> Result<()> {
+fn ports_of_a_block_share_one_filter_that_is_replaced_in_one_step() -> Result<()> {
     let site = Site::new(3)?;
     let before = site.snapshot()?;
     let (first, second) = (program(SCHED_CLS, NEXT)?, program(SCHED_CLS, SHOT)?);
@@ -154,6 +159,9 @@ fn ports_share_one_filter_that_is_replaced_in_one_step() -> Result<()> {
                 assert_eq!(ports.ensure(ifindex, first.as_fd())?, Guard::Block);
             }
         }
+        let of = |name| Ok::<_, anyhow::Error>(block(site.ifindex(name)?));
+        assert_eq!(of("p0")?, of("p2")?);
+        assert_ne!(of("p0")?, of("p1")?);
         let filters = block_filters(&site)?;
         assert_eq!(filters.len(), 1, "{filters:?}");
         assert_eq!(filters[0]["options"]["bpf_name"], NAME);
@@ -183,10 +191,10 @@ fn ports_share_one_filter_that_is_replaced_in_one_step() -> Result<()> {
         }
         assert!(ports.dump()?.is_empty());
         before.same(&site.snapshot()?)?;
-        let ifindex = site.ifindex("p1")?;
+        let ifindex = site.ifindex("p0")?;
         ports.ensure(ifindex, first.as_fd())?;
         assert!(ports.dump()?[&ifindex].guarded_by(id(&first)?));
-        // A port that comes while the program is a newer one brings it to all.
+        // A port that comes while the program is a newer one brings it to its block.
         ports.ensure(site.ifindex("p2")?, second.as_fd())?;
         assert!(ports.dump()?[&ifindex].guarded_by(id(&second)?));
         ports.remove_all()?;
@@ -307,7 +315,7 @@ fn a_program_that_comes_before_the_guard_is_noticed_and_overtaken() -> Result<()
         assert!(!ports.dump()?[&ifindex].guarded_by(id(&guard)?));
         assert_eq!(ports.ensure(ifindex, guard.as_fd())?, Guard::Link);
         assert!(ports.dump()?[&ifindex].guarded_by(id(&guard)?));
-        assert!(!site.host.run("tc qdisc show dev p0")?.contains("clsact"));
+        assert!(!site.host.run("tc qdisc show dev p0")?.contains("ingress"));
 
         // The number of an interface that is gone may be another's.
         drop(link);

@@ -164,7 +164,7 @@ fn later_machine_comes_up_by_itself(mode: Mode) -> Result<()> {
         line.contains(late.port()) && line.contains("LOWER_UP")
     })?;
     let appeared = links.wait_line(SOON, |line| line.contains(late.port()))?;
-    let guard = filters.wait_line(SOON, |line| line.contains("clsact"))?;
+    let guard = filters.wait_line(SOON, |line| line.contains("qdisc ingress"))?;
     let since = |start: &str| -> Result<f64> {
         // The minute may have ended in between.
         Ok((seconds(&guard)? - seconds(start)? + 90.0) % 60.0 - 30.0)

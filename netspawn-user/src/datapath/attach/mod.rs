@@ -18,7 +18,7 @@ use std::{
 
 pub use check::{UplinkError, outermost, uplink_check};
 pub use ports::{Guard, PortState, Ports};
-pub use tc::{BLOCK, HANDLE, NAME, PRIORITY};
+pub use tc::{HANDLE, NAME, PRIORITY, block};
 pub use uplink::{Change, Means, UplinkProgram, Uplinks};
 
 use crate::net::netlink;

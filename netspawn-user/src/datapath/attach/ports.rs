@@ -1,7 +1,7 @@
 //! The guard of every port: the program that a machine's packets meet first.
 //!
-//! Ports share one filter block with one filter, which makes joining a port
-//! cheap and replacing the program one step for all of them. A port on which
+//! Ports share filter blocks with one filter each, which makes joining a port cheap and
+//! replacing the program a few steps for all of them. A port on which
 //! somebody else's tc or tcx programs run has a pinned tcx link at their head
 //! instead, or, where the kernel has no tcx, a filter of its own before theirs.
 
@@ -25,7 +25,7 @@ const PIN_PREFIX: &str = "port-";
 /// How a port is guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
-    /// By the block that all ports share.
+    /// By a block that ports share.
     Block,
     /// By a pinned tcx link.
     Link,
@@ -89,11 +89,11 @@ impl Ports {
         if !others.is_empty() {
             return self.ensure_link(ifindex, program, &others);
         }
-        match tc::add_clsact(&mut self.netlink, ifindex, true) {
+        match tc::join_block(&mut self.netlink, ifindex) {
             Ok(()) => {
                 self.ensure_block(ifindex, program).inspect_err(|_| {
                     // The failure is reported; this one adds nothing to it.
-                    let _ = tc::delete_clsact(&mut self.netlink, ifindex);
+                    let _ = tc::leave_block(&mut self.netlink, ifindex);
                 })?;
                 Ok(Guard::Block)
             }
@@ -109,20 +109,21 @@ impl Ports {
                     self.ensure_filter(ifindex, program)
                 }
             }
-            Err(error) => Err(on(ifindex, "add a clsact qdisc")(error)),
+            Err(error) => Err(on(ifindex, "add an ingress qdisc")(error)),
         }
     }
 
-    /// The block's filter goes with its last port, so that each port that
+    /// A block's filter goes with its last port, so that each port that
     /// joins may be the first again.
     fn ensure_block(&mut self, ifindex: u32, program: BorrowedFd<'_>) -> Result<(), Error> {
         let id = bpf::program_id(program).map_err(bpf_on(ifindex, "read the program"))?;
-        let filter = tc::filter(&mut self.netlink, tc::Parent::Block)
-            .map_err(on(ifindex, "read the ports' filter"))?;
+        let parent = tc::Parent::Block(tc::block(ifindex));
+        let filter =
+            tc::filter(&mut self.netlink, parent).map_err(on(ifindex, "read the ports' filter"))?;
         if filter.is_some_and(|filter| filter.is_ours() && filter.program == id) {
             return Ok(());
         }
-        tc::set_filter(&mut self.netlink, tc::Parent::Block, program, false)
+        tc::set_filter(&mut self.netlink, parent, program, false)
             .map_err(on(ifindex, "set the ports' filter"))
     }
 
@@ -189,13 +190,13 @@ impl Ports {
     }
 
     fn leave_block(&mut self, ifindex: u32) -> Result<bool, Error> {
-        let action = "delete its clsact qdisc";
+        let action = "delete its ingress qdisc";
         match tc::qdisc(&mut self.netlink, ifindex) {
             Ok(Some(qdisc)) if qdisc.is_ours() => {}
             Ok(_) => return Ok(false),
             Err(error) => return gone(error).map_err(on(ifindex, "read its ingress qdisc")),
         }
-        match tc::delete_clsact(&mut self.netlink, ifindex) {
+        match tc::leave_block(&mut self.netlink, ifindex) {
             Ok(()) => Ok(true),
             Err(error) => gone(error).map_err(on(ifindex, action)),
         }
@@ -218,15 +219,25 @@ impl Ports {
     /// removed on the way.
     pub fn dump(&mut self) -> Result<BTreeMap<u32, PortState>, Error> {
         let mut states = BTreeMap::new();
-        let filter = tc::filter(&mut self.netlink, tc::Parent::Block)
-            .map_err(on(0, "read the ports' filter"))?
-            .filter(tc::Filter::is_ours);
+        let mut programs = BTreeMap::new();
         for qdisc in self.qdiscs()? {
             let ifindex = qdisc.ifindex;
             let state = if qdisc.is_ours() {
+                let block = tc::block(ifindex);
+                let program = match programs.get(&block) {
+                    Some(program) => *program,
+                    None => {
+                        let filter = tc::filter(&mut self.netlink, tc::Parent::Block(block))
+                            .map_err(on(ifindex, "read the ports' filter"))?
+                            .filter(tc::Filter::is_ours);
+                        let program = filter.map(|filter| filter.program);
+                        programs.insert(block, program);
+                        program
+                    }
+                };
                 PortState {
                     guard: Guard::Block,
-                    program: filter.as_ref().map(|filter| filter.program),
+                    program,
                     first: tcx_programs(ifindex, Hook::TcIngress)?.is_empty(),
                 }
             } else if let Some(filter) = self.own_filter(ifindex)? {
@@ -268,20 +279,22 @@ impl Ports {
         Ok(states)
     }
 
-    /// Has another program guard all ports: one step for those of the block,
+    /// Has another program guard all ports: one step for those of each block,
     /// one for each other. Goes on after a failure.
     pub fn replace_program(&mut self, program: BorrowedFd<'_>) -> Result<(), Errors> {
         let mut errors = Vec::new();
-        match tc::filter(&mut self.netlink, tc::Parent::Block) {
-            Ok(Some(filter)) if filter.is_ours() => {
-                errors.extend(
-                    tc::set_filter(&mut self.netlink, tc::Parent::Block, program, false)
-                        .map_err(on(0, "set the ports' filter"))
-                        .err(),
-                );
+        for parent in tc::blocks().map(tc::Parent::Block) {
+            match tc::filter(&mut self.netlink, parent) {
+                Ok(Some(filter)) if filter.is_ours() => {
+                    errors.extend(
+                        tc::set_filter(&mut self.netlink, parent, program, false)
+                            .map_err(on(0, "set the ports' filter"))
+                            .err(),
+                    );
+                }
+                Ok(_) => {}
+                Err(error) => errors.push(on(0, "read the ports' filter")(error)),
             }
-            Ok(_) => {}
-            Err(error) => errors.push(on(0, "read the ports' filter")(error)),
         }
         match self.pins() {
             Ok(pins) => {

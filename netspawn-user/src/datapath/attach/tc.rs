@@ -1,11 +1,17 @@
-//! clsact qdiscs, filter blocks and the one filter that is ours, over netlink.
+//! Ingress and clsact qdiscs, filter blocks and the one filter that is ours, over netlink.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    ops::Range,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use crate::net::netlink::{Error, Message, Netlink, Request, attrs, read_text, read_u32};
 
-/// The block that all ports share; any number that is unlikely to be another's.
-pub const BLOCK: u32 = 0x6e73_7864;
+/// The first of the ports' blocks; any numbers that are unlikely to be another's.
+const FIRST_BLOCK: u32 = 0x6e73_7800;
+/// The kernel looks through all ports of a block for each one that leaves: in one block,
+/// a port of 10,000 took 61 µs more to delete, in one of 64 it takes 15.
+const BLOCKS: u32 = 64;
 /// Priority of the filter: before everything else.
 pub const PRIORITY: u16 = 1;
 /// Handle of the filter. Without a handle a replacement would be an addition.
@@ -22,13 +28,15 @@ const TCMSG: usize = 20;
 const TCMSG_HANDLE: usize = 8;
 const TCMSG_PARENT: usize = 12;
 const TCMSG_INFO: usize = 16;
-/// `TC_H_CLSACT`, the place of ingress and clsact qdiscs.
-const CLSACT: u32 = 0xffff_fff1;
+const INGRESS: &str = "ingress";
+const CLSACT: &str = "clsact";
+/// `TC_H_CLSACT`, the place of both.
+const QDISC_PLACE: u32 = 0xffff_fff1;
 /// The handle they always have.
-const CLSACT_HANDLE: u32 = 0xffff_0000;
-/// Their two sides.
-const CLSACT_INGRESS: u32 = 0xffff_fff2;
-const CLSACT_EGRESS: u32 = 0xffff_fff3;
+const QDISC_HANDLE: u32 = 0xffff_0000;
+/// The sides of a clsact qdisc, of which an ingress qdisc has the first.
+const SIDE_INGRESS: u32 = 0xffff_fff2;
+const SIDE_EGRESS: u32 = 0xffff_fff3;
 /// `TCM_IFINDEX_MAGIC_BLOCK`: the parent is a block, not a qdisc.
 const MAGIC_BLOCK: u32 = 0xffff_ffff;
 /// `ETH_P_ALL`, as a filter's `info` has it: in network order.
@@ -44,11 +52,21 @@ const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_ID: u16 = 11;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
+/// The block of a port.
+pub const fn block(ifindex: u32) -> u32 {
+    FIRST_BLOCK + ifindex % BLOCKS
+}
+
+/// All blocks that ports may have.
+pub fn blocks() -> Range<u32> {
+    FIRST_BLOCK..FIRST_BLOCK + BLOCKS
+}
+
 /// Where a filter of ours hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parent {
-    /// The ports' block.
-    Block,
+    /// A block of ports.
+    Block(u32),
     /// Packets coming in on a port that has another's qdisc.
     Port(u32),
     /// Packets coming in on an uplink.
@@ -61,18 +79,18 @@ impl Parent {
     /// An uplink's filter is never taken for a port's.
     const fn handle(self) -> u32 {
         match self {
-            Parent::Block | Parent::Port(_) => HANDLE,
+            Parent::Block(_) | Parent::Port(_) => HANDLE,
             Parent::UplinkIngress(_) | Parent::UplinkEgress(_) => HANDLE_UPLINK,
         }
     }
 
     fn header(self, handle: u32, info: u32) -> [u8; TCMSG] {
         match self {
-            Parent::Block => tcmsg(MAGIC_BLOCK, handle, BLOCK, info),
+            Parent::Block(block) => tcmsg(MAGIC_BLOCK, handle, block, info),
             Parent::Port(ifindex) | Parent::UplinkIngress(ifindex) => {
-                tcmsg(ifindex, handle, CLSACT_INGRESS, info)
+                tcmsg(ifindex, handle, SIDE_INGRESS, info)
             }
-            Parent::UplinkEgress(ifindex) => tcmsg(ifindex, handle, CLSACT_EGRESS, info),
+            Parent::UplinkEgress(ifindex) => tcmsg(ifindex, handle, SIDE_EGRESS, info),
         }
     }
 }
@@ -105,12 +123,12 @@ pub struct Qdisc {
 impl Qdisc {
     /// Whether it joins its port to our block.
     pub fn is_ours(&self) -> bool {
-        self.kind == "clsact" && self.block == Some(BLOCK)
+        self.kind == INGRESS && self.block == Some(block(self.ifindex))
     }
 }
 
 fn read_qdisc(message: &Message<'_>) -> Option<Qdisc> {
-    if message.field(TCMSG_PARENT) != CLSACT {
+    if message.field(TCMSG_PARENT) != QDISC_PLACE {
         return None;
     }
     let mut qdisc = Qdisc {
@@ -121,50 +139,57 @@ fn read_qdisc(message: &Message<'_>) -> Option<Qdisc> {
     for (kind, value) in message.attrs(TCMSG) {
         match kind {
             TCA_KIND => qdisc.kind = read_text(value),
-            TCA_INGRESS_BLOCK => block(&mut qdisc, read_u32(value)),
+            // Zero is the number of a block that is not shared.
+            TCA_INGRESS_BLOCK => qdisc.block = Some(read_u32(value)).filter(|block| *block != 0),
             _ => {}
         }
     }
     Some(qdisc)
 }
 
-/// Zero is the number of a block that is not shared.
-fn block(qdisc: &mut Qdisc, number: u32) {
-    qdisc.block = Some(number).filter(|number| *number != 0);
+/// Joins a port to its block. Fails with `EEXIST` where there is an ingress or clsact
+/// qdisc, whoever made it.
+///
+/// An ingress qdisc takes a third of the memory and half of the time of a clsact one,
+/// which has a block and a tcx entry for outgoing packets as well.
+pub fn join_block(netlink: &mut Netlink, ifindex: u32) -> Result<(), Error> {
+    netlink.apply(add(ifindex, INGRESS).u32(TCA_INGRESS_BLOCK, block(ifindex)))
 }
 
-/// Adds a clsact qdisc, joined to our block or on its own. Fails with `EEXIST`
-/// where there is an ingress or clsact qdisc, whoever made it.
-pub fn add_clsact(netlink: &mut Netlink, ifindex: u32, join: bool) -> Result<(), Error> {
-    let request = Request::new(
-        libc::RTM_NEWQDISC,
-        libc::NLM_F_CREATE | libc::NLM_F_EXCL,
-        &tcmsg(ifindex, CLSACT_HANDLE, CLSACT, 0),
-    )
-    .text(TCA_KIND, "clsact");
-    netlink.apply(if join {
-        request.u32(TCA_INGRESS_BLOCK, BLOCK)
-    } else {
-        request
-    })
+/// Takes a port out of its block.
+pub fn leave_block(netlink: &mut Netlink, ifindex: u32) -> Result<(), Error> {
+    delete(netlink, ifindex, INGRESS)
+}
+
+/// Adds a clsact qdisc. Fails with `EEXIST` where there is an ingress or clsact qdisc,
+/// whoever made it.
+pub fn add_clsact(netlink: &mut Netlink, ifindex: u32) -> Result<(), Error> {
+    netlink.apply(add(ifindex, CLSACT))
 }
 
 /// Deletes an interface's clsact qdisc.
 pub fn delete_clsact(netlink: &mut Netlink, ifindex: u32) -> Result<(), Error> {
-    netlink.apply(
-        Request::new(
-            libc::RTM_DELQDISC,
-            0,
-            &tcmsg(ifindex, CLSACT_HANDLE, CLSACT, 0),
-        )
-        .text(TCA_KIND, "clsact"),
+    delete(netlink, ifindex, CLSACT)
+}
+
+fn add(ifindex: u32, kind: &str) -> Request {
+    Request::new(
+        libc::RTM_NEWQDISC,
+        libc::NLM_F_CREATE | libc::NLM_F_EXCL,
+        &tcmsg(ifindex, QDISC_HANDLE, QDISC_PLACE, 0),
     )
+    .text(TCA_KIND, kind)
+}
+
+fn delete(netlink: &mut Netlink, ifindex: u32, kind: &str) -> Result<(), Error> {
+    let header = tcmsg(ifindex, QDISC_HANDLE, QDISC_PLACE, 0);
+    netlink.apply(Request::new(libc::RTM_DELQDISC, 0, &header).text(TCA_KIND, kind))
 }
 
 /// The ingress or clsact qdisc of an interface.
 pub fn qdisc(netlink: &mut Netlink, ifindex: u32) -> Result<Option<Qdisc>, Error> {
     // The answer is a notification, of which the asker has a copy only by echo.
-    let header = tcmsg(ifindex, 0, CLSACT, 0);
+    let header = tcmsg(ifindex, 0, QDISC_PLACE, 0);
     let request = Request::new(libc::RTM_GETQDISC, libc::NLM_F_ECHO, &header);
     match netlink.get(request, |message| read_qdisc(&message)) {
         Ok(qdisc) => Ok(Some(qdisc)),

@@ -254,7 +254,7 @@ fn attach_filter(
     parent: tc::Parent,
     program: BorrowedFd<'_>,
 ) -> Result<Change, Error> {
-    let added = match tc::add_clsact(netlink, ifindex, false) {
+    let added = match tc::add_clsact(netlink, ifindex) {
         Ok(()) => true,
         Err(error) if error.errno() == Some(libc::EEXIST) => false,
         Err(error) => return Err(on(ifindex, "add a clsact qdisc")(error)),
