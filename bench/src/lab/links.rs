@@ -10,9 +10,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use netspawn_ebpf::wire::Mac;
 use netspawn_tests::Ns;
-use netspawn_user::net::{
-    netlink::{Netlink, Request, ip_bytes},
-    read::ifinfomsg,
+use netspawn_user::{
+    datapath::attach::block,
+    net::{
+        netlink::{Netlink, Request, ip_bytes},
+        read::ifinfomsg,
+    },
 };
 
 /// `linux/rtnetlink.h`.
@@ -205,38 +208,35 @@ pub fn receive_offload(ns: &Ns, interfaces: &[String]) -> Result<()> {
     })
 }
 
-/// Number of the block of [`join_block`].
-const BLOCK: u32 = 8;
-
-/// Adds a clsact qdisc to each of these interfaces, all with one block, as an agent does
-/// for its ports. Nothing is in the block.
+/// Joins ports to blocks as an agent does. Nothing is in the blocks.
 pub fn join_block(ns: &Ns, names: &[String]) -> Result<()> {
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-    qdiscs(ns, names, |header| {
+    qdiscs(ns, names, |ifindex, header| {
         Request::new(libc::RTM_NEWQDISC, flags, header)
-            .text(TCA_KIND, "clsact")
-            .u32(TCA_INGRESS_BLOCK, BLOCK)
+            .text(TCA_KIND, "ingress")
+            .u32(TCA_INGRESS_BLOCK, block(ifindex))
     })
 }
 
 /// Deletes the qdiscs of [`join_block`].
 pub fn leave_block(ns: &Ns, names: &[String]) -> Result<()> {
-    qdiscs(ns, names, |header| {
-        Request::new(libc::RTM_DELQDISC, 0, header).text(TCA_KIND, "clsact")
+    qdiscs(ns, names, |_, header| {
+        Request::new(libc::RTM_DELQDISC, 0, header).text(TCA_KIND, "ingress")
     })
 }
 
-fn qdiscs(ns: &Ns, names: &[String], request: impl Fn(&[u8]) -> Request + Sync) -> Result<()> {
+fn qdiscs(ns: &Ns, names: &[String], request: impl Fn(u32, &[u8]) -> Request + Sync) -> Result<()> {
     ns.enter(|| {
         let mut netlink = Netlink::open()?;
         for name in names {
             // tcmsg: family, padding (3), ifindex, handle, parent, info.
             let mut header = [0; 20];
-            header[4..8].copy_from_slice(&ifindex(name)?.to_ne_bytes());
+            let ifindex = ifindex(name)?;
+            header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
             header[8..12].copy_from_slice(&0xffff_0000_u32.to_ne_bytes());
             header[12..16].copy_from_slice(&0xffff_fff1_u32.to_ne_bytes());
             netlink
-                .apply(request(&header))
+                .apply(request(ifindex, &header))
                 .with_context(|| format!("cannot change the qdisc of {name}"))?;
         }
         Ok(())

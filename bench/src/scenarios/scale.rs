@@ -7,15 +7,16 @@
 //!   link there, every millisecond. The longest time that one change took is the figure;
 //!   nothing is subtracted. `without us` is the same while nothing happens.
 //! - Stalls at a mass stop: a tenth of the machines (1,000 at 10,000) end at once, in
-//!   the attached world and in the same world after `detach`, with their machines made
-//!   anew in between.
+//!   the same world with bare qdiscs, attached, and after `detach`, with these machines
+//!   made anew in between.
 //! - Memory per machine: what `attach` adds to unreclaimable slab, per-CPU memory and
 //!   vmalloc of the whole machine (`/proc/meminfo`) and to resident memory (the agent's
 //!   `VmRSS`, or nothing before it runs), less the same for one machine, divided by the
 //!   machines beyond one. Maps are allocated whole and are in what one machine takes,
 //!   which is a figure of its own.
-//! - `bare qdisc calls`: the clsact qdiscs alone are added to all ports, and deleted, by
-//!   one process without anything else: what the kernel takes at that number.
+//! - `bare qdisc calls`: the ingress qdiscs alone are added to all ports, and deleted, by
+//!   one process without anything else: what the kernel takes at that number, in time, in
+//!   memory, and when machines stop.
 
 use std::{
     fs,
@@ -169,9 +170,19 @@ fn ours(run: &Run, size: u32, one: f64) -> Result<impl Iterator<Item = Figure>> 
         rounds.stall(ATTACH_STALL, WITHOUT, idle);
         rounds.stall(DETACH_STALL, WITHOUT, idle);
         let ports = world.ports();
+        quiet()?;
+        let before = memory(None)?;
         let (took, stall) = stalls(|| timed(|| join_block(&world.host, &ports)))?;
         rounds.add("attach", Unit::Seconds, BARE, took.as_secs_f64());
         rounds.stall(ATTACH_STALL, BARE, stall);
+        let each = (memory(None)? - before) as f64 / f64::from(size);
+        rounds.add("memory per machine", Unit::Bytes, BARE, each);
+        run.step(&format!("{of}: machines stop with bare qdiscs"))?;
+        let stall = mass_stop(&mut world)?;
+        rounds.stall(STOP_STALL, BARE, stall);
+        world.restart()?;
+        let again = &ports[ports.len() - stopped(size)..];
+        join_block(&world.host, again)?;
         let (took, stall) = stalls(|| timed(|| leave_block(&world.host, &ports)))?;
         rounds.add("detach", Unit::Seconds, BARE, took.as_secs_f64());
         rounds.stall(DETACH_STALL, BARE, stall);
@@ -224,13 +235,18 @@ fn detach(world: &World) -> Result<()> {
     world.xdp(["detach"])?.limit(limit).text().map(drop)
 }
 
+/// How many of the machines a mass stop ends.
+fn stopped(machines: u32) -> usize {
+    (machines as usize / 10).max(1)
+}
+
 /// Ends a tenth of the machines, and waits until the kernel has removed their ports.
 fn mass_stop(world: &mut World) -> Result<Duration> {
     quiet()?;
-    let count = (world.machines / 10).max(1);
-    let left = links(&world.host)? - count as usize;
+    let count = stopped(world.machines);
+    let left = links(&world.host)? - count;
     let ((), longest) = stalls(|| {
-        world.stop(count as usize);
+        world.stop(count);
         let gone = || links(&world.host).is_ok_and(|links| links <= left);
         ensure!(
             wait_until(STOPPED, gone),
