@@ -8,4 +8,3 @@ pub mod programs;
 pub mod report;
 pub mod run;
 pub mod scenarios;
-pub mod start;

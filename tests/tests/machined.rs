@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netspawn_bench::start::{self, Stretch};
+use netspawn_bench::scenarios::nspawn::{self, Stretch};
 use netspawn_tests::{Lab, Nspawn, SystemdHost, fetch, ping, unreachable, wait_ping, wait_until};
 use serde_json::Value;
 
@@ -116,7 +116,7 @@ fn silent(system: &SystemdHost, addresses: &[&str]) -> Result<()> {
 
 #[test]
 fn start_and_end_of_a_machine_take_ten_times_their_goals_at_most() -> Result<()> {
-    let figures = start::measure(6, |_| Ok(()))?;
+    let figures = nspawn::measure(6, |_| Ok(()))?;
     eprintln!("{figures}");
     for (stretch, percent, limit) in [
         (Stretch::CarrierToEntry, 50.0, 100.0),

@@ -255,12 +255,14 @@ pub fn goals() -> Vec<Goal> {
         ("forward-in", "network to machine", 0.60, "routed"),
         ("forward-out", "machine to network", 0.80, "bridge"),
     ] {
-        goals.push(ratio(
-            format!("CPU per packet, {words}, 100 machines, tc"),
-            AtMost(bound),
-            which(scenario, PACKET, "tc", 100),
-            which(scenario, PACKET, other, 100),
-        ));
+        for size in [1, 100, 1000] {
+            goals.push(ratio(
+                format!("CPU per packet, {words}, {}, tc", machines(size)),
+                AtMost(bound),
+                which(scenario, PACKET, "tc", size),
+                which(scenario, PACKET, other, size),
+            ));
+        }
     }
     for metric in ["1 flow, in", "1 flow, out", "4 flows, in", "4 flows, out"] {
         let any = |path| Which {
@@ -348,7 +350,23 @@ pub fn goals() -> Vec<Goal> {
         Unit::Milliseconds,
         which("fill", "time to fill", "ours", 100_000),
     ));
+    for (metric, bound) in [
+        ("carrier to entry in the map", 10.0),
+        ("terminate to last answer", 100.0),
+    ] {
+        goals.push(value(
+            format!("nspawn machine, {metric}"),
+            AtMost(bound),
+            Unit::Milliseconds,
+            which("nspawn", metric, "tc", 1),
+        ));
+    }
     goals
+}
+
+fn machines(count: u64) -> String {
+    let word = if count == 1 { "machine" } else { "machines" };
+    format!("{} {word}", words::size(count))
 }
 
 fn addresses(count: u64) -> String {

@@ -6,6 +6,7 @@ pub mod broadcast;
 pub mod fill;
 pub mod forward;
 pub mod ndp;
+pub mod nspawn;
 pub mod prog;
 pub mod scale;
 pub mod start;
@@ -86,10 +87,17 @@ pub static SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "start",
-        about: "Time from a machine's start, or its link's, to its first answer",
+        about: "Time from a link's coming up to its machine's first answer",
         size: "machines",
         usual: Duration::from_secs(60),
         run: start::run,
+    },
+    Scenario {
+        name: "nspawn",
+        about: "A machine's start and end in a booted systemd host, by its parts",
+        size: "machines",
+        usual: Duration::from_secs(60),
+        run: nspawn::run,
     },
     Scenario {
         name: "fill",

@@ -113,7 +113,7 @@ pub fn run(run: &Run) -> Result<Vec<Figure>> {
     let Figures(figures) = measure(starts, |what| run.step(what))?;
     let figure = |(stretch, values): (Stretch, _)| {
         let unit = Unit::Milliseconds;
-        Figure::new("start", stretch.words(), unit, "nspawn, tc", 1_u64, values)
+        Figure::new("nspawn", stretch.words(), unit, "tc", 1_u64, values)
     };
     Ok(figures.into_iter().map(figure).collect())
 }
