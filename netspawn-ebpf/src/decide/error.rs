@@ -40,13 +40,14 @@ pub const fn quote_length(family: Family, length: u32, there: u32) -> u32 {
 
 /// Whether an error may be sent about a packet from one station to another, as
 /// decisions have found it to be: not about errors, nor about IPv4 fragments other than
-/// the first (RFC 1812 4.3.2.7, RFC 4443 2.4 (e); `is_ineligible` in net/ipv6/icmp.c).
+/// the first, nor about what a link-layer group gets (RFC 1812 4.3.2.7, RFC 4443 2.4 (e);
+/// `is_ineligible` in net/ipv6/icmp.c).
 #[inline(always)]
 pub fn is_due<F: Frame + ?Sized>(frame: &F, family: Family) -> bool {
     let Some(eth) = frame.read::<EthHdr>(0) else {
         return false;
     };
-    if is_multicast_mac(&eth.src_addr) {
+    if is_multicast_mac(&eth.src_addr) || is_multicast_mac(&eth.dst_addr) {
         return false;
     }
     match family {

@@ -237,5 +237,12 @@ fn senders() -> Vec<Row> {
             DOWN,
         )
         .told(Told::HostUnreachable),
+        Row::drop(
+            "the host to a machine that is not up, by a link-layer group",
+            At::Host,
+            packet(UPLINK, [0x33, 0x33, 0, 0, 0, 1], HOST6, ip6(DOWN)).frame(),
+            Reason::EndpointDown,
+            DOWN,
+        ),
     ]
 }
