@@ -923,6 +923,27 @@ fn a_neighbor_is_resolved_on_request() -> Result<()> {
 }
 
 #[test]
+fn a_permanent_neighbor_stays_as_the_operator_made_it() -> Result<()> {
+    let site = Site::new(1)?;
+    site.host.enter(|| {
+        let mut netlink = Netlink::open()?;
+        for address in ["192.0.0.9", "2001:db8::9"] {
+            for state in ["permanent", "noarp"] {
+                site.host.run(&format!(
+                    "ip neigh replace {address} lladdr 02:00:00:00:00:09 nud {state} dev p0"
+                ))?;
+                let shown = format!("ip neigh show {address} nud {state} dev p0");
+                let before = site.host.run(&shown)?;
+                assert!(before.contains("02:00:00:00:00:09"), "{before}");
+                neighbor::resolve(&mut netlink, site.ifindex("p0")?, address.parse()?)?;
+                assert_eq!(site.host.run(&shown)?, before);
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn groups_outlive_the_process_and_the_operators_stay() -> Result<()> {
     let site = Site::new(1)?;
     let (ours, operators) = ([0x33, 0x33, 0xff, 0, 0, 1], [0x33, 0x33, 0xff, 0, 0, 2]);

@@ -45,6 +45,7 @@ pub struct World {
     pub machines: u32,
     dir: Workdir,
     _bare: Option<[Bare; 2]>,
+    _residents: Vec<Process>,
 }
 
 /// The address of the machine with that number.
@@ -122,6 +123,7 @@ impl World {
             machines,
             dir,
             _bare: None,
+            _residents: Vec::new(),
         };
         world.join_network()?;
         world.plug(guests, 0..machines)?;
@@ -138,6 +140,13 @@ impl World {
             receive_offload(&world.net, &[LAN.to_owned()])?;
             if guests == Guests::Together {
                 receive_offload(&world.guests[0], &world.ends())?;
+            }
+            // Whether a machine takes XDP frames is asked in its namespace, which is found
+            // by who lives there.
+            for ns in &world.guests {
+                world
+                    ._residents
+                    .push(ns.cmd("sleep").args(["infinity"]).start()?);
             }
         }
         Ok(world)

@@ -108,7 +108,10 @@ fn measure(run: &Run, direction: Direction) -> Result<Vec<Figure>> {
                 machines, run.rounds
             ))?;
             for (track, values) in tracks.iter().zip(&mut rounds) {
-                values.push(track.cost()?);
+                let cost = track.cost().with_context(|| {
+                    format!("{} with {machines} machines", track.world.way.name())
+                })?;
+                values.push(cost);
             }
         }
         for (track, values) in tracks.iter().zip(rounds) {
