@@ -33,6 +33,7 @@ pub enum Guests {
 pub struct World {
     // Processes end before the namespaces that they are in.
     agent: Option<Process>,
+    _residents: Vec<Process>,
     /// The network.
     pub net: Ns,
     /// The host.
@@ -45,7 +46,6 @@ pub struct World {
     pub machines: u32,
     dir: Workdir,
     _bare: Option<[Bare; 2]>,
-    _residents: Vec<Process>,
 }
 
 /// The address of the machine with that number.

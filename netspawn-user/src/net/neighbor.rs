@@ -13,8 +13,9 @@ const NDMSG_FLAGS: usize = 10;
 /// is solicited, a stale one is probed, a reachable one is left alone. The
 /// outcome comes as an event; this does not wait for it.
 ///
-/// Permanent ones are left alone, too, which the kernel would make ordinary ones of and forget what
-/// the operator has said (`__neigh_update` with `NEIGH_UPDATE_F_USE`).
+/// Permanent ones and those without ARP are left alone, too: the kernel would take the
+/// operator's word off a permanent one and ask the network instead (`__neigh_update` with
+/// `NEIGH_UPDATE_F_USE`).
 pub fn resolve(netlink: &mut Netlink, ifindex: u32, address: IpAddr) -> Result<(), Error> {
     let family = match address {
         IpAddr::V4(_) => libc::AF_INET,
