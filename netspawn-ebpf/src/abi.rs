@@ -52,7 +52,8 @@ pub mod map {
     pub const BUDGETS: &str = "budgets";
     /// Ring buffer of [`super::Event`].
     pub const EVENTS: &str = "events";
-    /// Devmap hash: ifindex of a port to itself, for XDP forwarding.
+    /// Devmap hash: ifindex of a port to itself, for XDP forwarding; of those ports alone
+    /// whose endpoint has [`super::endpoint_flag::XDP`].
     pub const XDP_PORTS: &str = "xdp_ports";
 
     /// Every map of this version.
@@ -77,6 +78,11 @@ pub mod program {
 
 /// Default of `--max-machines`.
 pub const DEFAULT_MAX_MACHINES: u32 = 16_384;
+/// Ports at most for XDP to forward to. With more, each frame of a burst is for another
+/// device and wakes it for itself alone, so that tc is cheaper (`docs/benchmarks.md`). And
+/// whenever any device of the machine goes, the kernel looks through all buckets of the
+/// devmap (`dev_map_notification` in kernel/bpf/devmap.c), with RTNL held.
+pub const MAX_XDP_PORTS: u32 = 64;
 /// Default of `--max-addresses`: entries of each address map.
 pub const DEFAULT_MAX_ADDRESSES: u32 = 131_072;
 /// Uplinks at most.

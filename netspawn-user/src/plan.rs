@@ -21,8 +21,8 @@ use crate::model::{DisplayMac, Host};
 pub struct State {
     /// [`map::ENDPOINTS`]: entries that are not free, by id.
     pub endpoints: BTreeMap<u32, EndpointEntry>,
-    /// [`map::PORTS`]: ifindex to endpoint id. [`map::XDP_PORTS`] has the same
-    /// keys.
+    /// [`map::PORTS`]: ifindex to endpoint id. [`map::XDP_PORTS`] has those keys whose
+    /// endpoints have [`endpoint_flag::XDP`].
     pub ports: BTreeMap<u32, u32>,
     /// [`map::UPLINKS`]: by ifindex.
     pub uplinks: BTreeMap<u32, Uplink>,

@@ -23,8 +23,8 @@ use std::{
 use ipnet::IpNet;
 use netspawn_ebpf::{
     abi::{
-        Endpoint, EndpointEntry, HOST, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, NAME_LEN, NextHop,
-        Settings, Uplink, endpoint_flag, nexthop_flag,
+        Endpoint, EndpointEntry, HOST, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, MAX_XDP_PORTS, NAME_LEN,
+        NextHop, Settings, Uplink, endpoint_flag, nexthop_flag,
     },
     wire::{Ipv6, Mac},
 };
@@ -231,6 +231,11 @@ impl<'a> Resolver<'a> {
                 },
                 conflicts,
             });
+        }
+        if state.ports.len() > MAX_XDP_PORTS as usize {
+            for entry in state.endpoints.values_mut() {
+                entry.forward.flags &= !endpoint_flag::XDP;
+            }
         }
         state.uplinks = self.uplinks();
         (state.routes, state.nexthops) = self.routes();

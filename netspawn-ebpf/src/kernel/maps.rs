@@ -13,7 +13,7 @@ use aya_ebpf::{
 use netspawn_ebpf::{
     abi::{
         Budget, DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, EVENTS_SIZE, Endpoint,
-        EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, NOBODY, Near, NextHop, Owner, Settings, Traffic,
+        EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, MAX_XDP_PORTS, NOBODY, Near, NextHop, Owner, Settings, Traffic,
         UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
     },
     tables::Tables,
@@ -66,8 +66,9 @@ pub static DROPS: PerCpuHashMap<DropKey, u64> =
 pub static BUDGETS: Array<Budget> = Array::with_max_entries(DEFAULT_MAX_MACHINES, 0);
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_SIZE, 0);
+// New ports come before old ones go.
 #[map(name = "xdp_ports")]
-pub static XDP_PORTS: DevMapHash = DevMapHash::with_max_entries(DEFAULT_MAX_MACHINES, 0);
+pub static XDP_PORTS: DevMapHash = DevMapHash::with_max_entries(2 * MAX_XDP_PORTS, 0);
 
 /// Bytes of an IPv4 address as one word: keys lie on the stack, which the
 /// verifier wants aligned, unlike packets and map values.

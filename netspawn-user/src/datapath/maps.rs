@@ -15,7 +15,7 @@ use aya::maps::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netspawn_ebpf::{
-    abi::{self, map},
+    abi::{self, endpoint_flag, map},
     verdict::Reason,
 };
 
@@ -354,14 +354,23 @@ impl Maps {
             Op::ClearCounters { id } => {
                 self.clear(*id, Reason::ALL.iter().map(|reason| *reason as u32))
             }
-            Op::SetEndpoint { id, entry } => self.endpoints.set(*id, Endpoint(**entry), 0),
-            Op::RemoveEndpoint { id } => self.endpoints.set(*id, Endpoint(FREE), 0),
-            Op::SetPort { ifindex, id } => {
-                // A device that is just going away is refused; it is not
-                // forwarded to either.
-                let _ = self.xdp_ports.insert(*ifindex, *ifindex, None, 0);
-                self.ports.insert(ifindex, id, 0)
+            Op::SetEndpoint { id, entry } => {
+                let endpoint = &entry.forward;
+                if endpoint.flags & endpoint_flag::XDP != 0 {
+                    // A device that is just going away is refused; it is not
+                    // forwarded to either.
+                    let _ = self
+                        .xdp_ports
+                        .insert(endpoint.ifindex, endpoint.ifindex, None, 0);
+                    return self.endpoints.set(*id, Endpoint(**entry), 0);
+                }
+                self.endpoints.set(*id, Endpoint(**entry), 0)?;
+                // It has not been there, in most cases.
+                let _ = self.xdp_ports.remove(endpoint.ifindex);
+                Ok(())
             }
+            Op::RemoveEndpoint { id } => self.endpoints.set(*id, Endpoint(FREE), 0),
+            Op::SetPort { ifindex, id } => self.ports.insert(ifindex, id, 0),
             Op::RemovePort { ifindex } => {
                 // The kernel has removed it when the device is gone.
                 let _ = self.xdp_ports.remove(*ifindex);

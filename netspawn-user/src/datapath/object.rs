@@ -33,7 +33,7 @@ impl Default for Sizes {
 
 impl Sizes {
     /// The maps whose size is a choice, with it.
-    fn by_map(self) -> [(&'static str, u32); 12] {
+    fn by_map(self) -> [(&'static str, u32); 11] {
         [
             (map::ADDRS4, self.addresses),
             (map::ADDRS6, self.addresses),
@@ -46,7 +46,6 @@ impl Sizes {
             (map::TRAFFIC, self.machines),
             (map::BUDGETS, self.machines),
             (map::DROPS, self.machines),
-            (map::XDP_PORTS, self.machines),
         ]
     }
 

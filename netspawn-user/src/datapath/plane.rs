@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use netspawn_ebpf::abi::program;
+use netspawn_ebpf::abi::{MAX_XDP_PORTS, program};
 
 use super::{
     attach::{PortState, Ports, UplinkProgram, Uplinks, bpf, bpf::Hook},
@@ -494,7 +494,7 @@ impl Plane {
             .filter(|ifindex| !self.takes_xdp.contains_key(ifindex))
             .filter_map(|ifindex| Some((*ifindex, host.links.get(ifindex)?.peer?)))
             .unzip();
-        if ports.is_empty() {
+        if ports.is_empty() || desired.state.ports.len() > MAX_XDP_PORTS as usize {
             return false;
         }
         let found = xdp_ready::take_xdp(&mut self.netlink, &peers);

@@ -209,6 +209,26 @@ fn machine_with_carrier_is_up() {
 }
 
 #[test]
+fn xdp_forwards_to_few_ports_only() {
+    let mut world = World::new();
+    for ifindex in 100..100 + MAX_XDP_PORTS {
+        let name = format!("m{ifindex}");
+        world.declare(&name, &[&format!("203.0.113.{ifindex}")]);
+        world.link(ifindex, &format!("ve-{name}"));
+        world.xdp_ports.insert(ifindex);
+    }
+    let flagged = |world: &World| {
+        let endpoints = world.resolve().state.endpoints;
+        let flags = endpoints.values().map(|entry| entry.forward.flags);
+        flags.filter(|flags| flags & endpoint_flag::XDP != 0).count()
+    };
+    assert_eq!(flagged(&world), MAX_XDP_PORTS as usize);
+    world.declare("more", &["203.0.113.2"]);
+    world.link(99, "ve-more");
+    assert_eq!(flagged(&world), 0);
+}
+
+#[test]
 fn states_follow_port_and_carrier() {
     let mut world = World::new();
     for name in ["a", "b", "c"] {
