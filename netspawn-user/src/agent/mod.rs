@@ -5,43 +5,42 @@
 //! done follows from the whole state, so that a lost event delays and harms
 //! nothing.
 
+mod announce;
+mod serve;
+mod tell;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    future, io,
+    collections::{BTreeMap, BTreeSet},
+    future,
     net::IpAddr,
-    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use netspawn_ebpf::{abi::Owner, verdict::Reason};
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
+use self::tell::{Complaints, Told};
 use crate::{
-    cli::{Global, Mode},
+    cli::Global,
     config::{Config, Policy},
-    control::{Agent as AgentInfo, MAX_LINE, Request, Response, RunDir},
+    control::RunDir,
     datapath::{
-        attach::uplink_check,
         events::{Events, Report},
         plane::{Plane, Wanted},
     },
-    model::{DisplayMac, Host},
+    model::Host,
     net::{
-        announce::{Cause, Queue, Sender, Served, TIMES},
+        announce::{Queue, Sender, TIMES},
         neighbor,
         netlink::Netlink,
         observe::Observer,
     },
-    plan,
-    problem::Problem,
     registry::{Desired, MachineState},
     source::{Snapshot, Source, Sources, Watcher, machined::Machined},
 };
@@ -50,8 +49,6 @@ use crate::{
 const TICK: Duration = Duration::from_secs(30);
 /// How long a next hop is good for without being renewed.
 const TRUST: Duration = Duration::from_secs(90);
-/// How soon the same is said of a machine again.
-const COMPLAIN: Duration = Duration::from_secs(60);
 /// How soon a sync that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -80,40 +77,6 @@ pub fn ready_line(plane: &mut Plane, desired: &Desired, host: &Host) -> Result<S
         desired.state.prefixes(),
         uplinks.join(", ")
     ))
-}
-
-/// Tells problems once, and again when they come back after having gone.
-#[derive(Debug, Default)]
-struct Told(Vec<Problem>);
-
-impl Told {
-    /// Logs those that are new.
-    fn tell<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
-        let now: Vec<Problem> = problems.cloned().collect();
-        for problem in now.iter().filter(|problem| !self.0.contains(problem)) {
-            tracing::warn!("{problem}");
-        }
-        self.0 = now;
-    }
-}
-
-/// Says the same of a machine once a minute at most.
-#[derive(Debug, Default)]
-struct Complaints(HashMap<(Owner, Reason), (std::time::Instant, u32)>);
-
-impl Complaints {
-    /// How many like it have not been said since the last that was; `None` while
-    /// it is too soon for another.
-    fn next(&mut self, report: &Report, now: std::time::Instant) -> Option<u32> {
-        let key = (report.endpoint, report.reason);
-        match self.0.get_mut(&key) {
-            Some((said, unsaid)) if now.duration_since(*said) < COMPLAIN => {
-                *unsaid += 1;
-                None
-            }
-            _ => Some(self.0.insert(key, (now, 0)).map_or(0, |(_, unsaid)| unsaid)),
-        }
-    }
 }
 
 /// A running agent.
@@ -207,7 +170,7 @@ impl Agent {
     pub async fn run(mut self, ready: impl FnOnce(&str) -> Result<()>) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let listener = listen(&self.run_dir.socket())?;
+        let listener = serve::listen(&self.run_dir.socket())?;
         let mut folders = self.sources.folders();
         folders.push(self.config_dir.clone());
         let mut watcher =
@@ -341,77 +304,6 @@ impl Agent {
         }
     }
 
-    fn tell_changes(&mut self, desired: &Desired) {
-        let mut states = BTreeMap::new();
-        for machine in &desired.machines {
-            if self.states.get(&machine.name) != Some(&machine.state) {
-                let port = machine.interface.as_deref().unwrap_or("no port");
-                tracing::info!("{} is {} ({port})", machine.name, machine.state.name());
-            }
-            states.insert(machine.name.clone(), machine.state);
-        }
-        for name in self
-            .states
-            .keys()
-            .filter(|name| !states.contains_key(*name))
-        {
-            tracing::info!("{name} is gone");
-        }
-        self.states = states;
-    }
-
-    /// Has what is new about where addresses are announced.
-    fn queue_announcements(&mut self) {
-        let host = self.observer.host();
-        let served = Served::of(self.plane.state(), Some(host));
-        let count = served.addresses.len();
-        let now = std::time::Instant::now();
-        for (ifindex, cause) in self.announcements.update(served, now) {
-            let name = host.links.get(&ifindex).map_or("?", |link| &link.name);
-            let cause = match cause {
-                Cause::Attached => "attached".to_owned(),
-                Cause::Mac(mac) => format!("has MAC {} now", DisplayMac(mac)),
-                Cause::Carrier => "has carrier again".to_owned(),
-            };
-            tracing::info!("{name}: {cause}; announcing {count} addresses");
-        }
-    }
-
-    /// Sends what is due. One that is lost matters little: it is repeated.
-    fn send_announcements(&mut self) {
-        let now = std::time::Instant::now();
-        while let Some(what) = self.announcements.pop(now) {
-            if let Err(error) = self.sender.send(&what) {
-                tracing::debug!("cannot announce {}: {error}", what.address);
-            }
-        }
-    }
-
-    /// Says who sends what is not theirs, and defends addresses.
-    fn heed(&mut self, reports: Vec<Report>) {
-        let now = std::time::Instant::now();
-        let state = self.plane.state();
-        for report in reports {
-            // Two uplinks on one network hear each other.
-            if state.uplinks.values().any(|ours| ours.mac == report.mac) {
-                continue;
-            }
-            if let (Reason::AddressConflict, Some(address)) = (report.reason, report.address) {
-                self.announcements.defend(address, now);
-            }
-            let Some(unsaid) = self.complaints.next(&report, now) else {
-                continue;
-            };
-            let entry = state.endpoints.get(&report.endpoint);
-            let name = entry.map_or_else(|| "?".to_owned(), |entry| plan::text(&entry.name));
-            let more = match unsaid {
-                0 => String::new(),
-                unsaid => format!("; {unsaid} times more since this was last said"),
-            };
-            tracing::warn!("{name}: {report}{more}");
-        }
-    }
-
     /// Has the kernel confirm the routers' addresses, which it does not do by
     /// itself while packets pass it by.
     fn renew_next_hops(&mut self) {
@@ -430,75 +322,6 @@ impl Agent {
         }
     }
 
-    /// Answers one request; whether the agent has nothing left to do.
-    async fn serve(&mut self, stream: UnixStream) -> bool {
-        let (reader, mut writer) = stream.into_split();
-        let mut line = String::new();
-        let mut reader = BufReader::new(reader.take(MAX_LINE));
-        let read = reader.read_line(&mut line);
-        // A client that does not speak must not hold the agent up.
-        if !matches!(tokio::time::timeout(RETRY, read).await, Ok(Ok(_))) {
-            return false;
-        }
-        let (response, ends) = match serde_json::from_str(&line) {
-            Ok(request) => self.answer(request),
-            Err(error) => (refusal(format!("request not understood: {error}")), false),
-        };
-        if let Ok(mut text) = serde_json::to_string(&response) {
-            text.push('\n');
-            let _ = writer.write_all(text.as_bytes()).await;
-        }
-        ends
-    }
-
-    fn answer(&mut self, request: Request) -> (Response, bool) {
-        match self.carry_out(request) {
-            Ok((response, ends)) => (response, ends),
-            Err(error) => (refusal(format!("{error:#}")), false),
-        }
-    }
-
-    fn carry_out(&mut self, request: Request) -> Result<(Response, bool)> {
-        let mut response = Response::default();
-        match request {
-            Request::Status => {
-                response.agent = Some(AgentInfo {
-                    pid: std::process::id(),
-                    since: self.since,
-                    last_sync: self.last_sync,
-                    registered: self.snapshot.registered.clone(),
-                });
-            }
-            Request::Sync => {
-                self.refresh()?;
-                self.sync()?;
-            }
-            Request::Attach { uplinks, mode } => {
-                self.refresh()?;
-                let desired = self.attach(&uplinks, mode)?;
-                response.ready = Some(ready_line(&mut self.plane, &desired, self.observer.host())?);
-            }
-            Request::Detach { uplinks } => {
-                self.refresh()?;
-                response.failed = self.plane.detach(
-                    &uplinks,
-                    &Wanted {
-                        snapshot: &self.snapshot,
-                        host: self.observer.host(),
-                        policy: self.policy,
-                        deadline: self.deadline,
-                    },
-                )?;
-                let ends = self.plane.uplink_names().is_empty();
-                if ends {
-                    self.run_dir.clear();
-                }
-                return Ok((response, ends));
-            }
-        }
-        Ok((response, false))
-    }
-
     /// What the host and the folders look like now, rather than when the last
     /// event came.
     fn refresh(&mut self) -> Result<()> {
@@ -507,33 +330,6 @@ impl Agent {
             .reread()
             .context("cannot read the host's network")?;
         Ok(())
-    }
-
-    fn attach(&mut self, uplinks: &[String], mode: Mode) -> Result<Desired> {
-        let host = self.observer.host();
-        let mut new = Vec::new();
-        for name in uplinks {
-            new.push((uplink_check(host, name)?, mode));
-        }
-        let desired = self.plane.attach(
-            &new,
-            &Wanted {
-                snapshot: &self.snapshot,
-                host,
-                policy: self.policy,
-                deadline: self.deadline,
-            },
-        )?;
-        // All ports are seen to again; none of them is new.
-        self.plane.take_newly_guarded();
-        Ok(desired)
-    }
-}
-
-fn refusal(error: String) -> Response {
-    Response {
-        error: Some(error),
-        ..Response::default()
     }
 }
 
@@ -564,20 +360,4 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => sleep_until(moment).await,
         None => future::pending().await,
     }
-}
-
-/// The caller holds the lock, so that a socket that is there is a dead agent's.
-fn listen(path: &Path) -> Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot make {}", path.display()))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(path, mode)
-        .with_context(|| format!("cannot protect {}", path.display()))?;
-    Ok(listener)
 }
