@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod document;
+pub mod event;
 pub mod fields;
 pub mod guest;
 pub mod import;

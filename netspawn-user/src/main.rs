@@ -50,6 +50,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
         Command::List => commands::list::run(global, plane),
         Command::Status => commands::status::run(global, plane),
         Command::Counters => commands::counters::run(global, plane),
+        Command::Monitor(args) => commands::monitor::run(global, args),
         Command::Import(args) => commands::import::run(global, args),
         Command::Guest(args) => commands::guest::run(global, args, plane),
         Command::Completions { shell } => commands::completions::run(*shell),

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::Agent;
 use crate::{
+    event::{Event, Kind},
     model::DisplayMac,
     net::announce::{Cause, Served},
 };
@@ -13,16 +14,36 @@ impl Agent {
     pub(super) fn queue_announcements(&mut self) {
         let host = self.observer.host();
         let served = Served::of(self.plane.state(), Some(host));
-        let count = served.addresses.len();
-        let now = Instant::now();
-        for (ifindex, cause) in self.announcements.update(served, now) {
-            let name = host.links.get(&ifindex).map_or("?", |link| &link.name);
-            let cause = match cause {
+        for round in self.announcements.update(served, Instant::now()) {
+            let name = host.links.get(&round.uplink).map_or("?", |link| &link.name);
+            let count = round.count;
+            let cause = match round.cause {
+                Cause::Attached => "attached",
+                Cause::Mac(_) => "mac",
+                Cause::Carrier => "carrier",
+                Cause::Address => "address",
+            };
+            let why = match round.cause {
                 Cause::Attached => "attached".to_owned(),
                 Cause::Mac(mac) => format!("has MAC {} now", DisplayMac(mac)),
                 Cause::Carrier => "has carrier again".to_owned(),
+                Cause::Address => "new addresses".to_owned(),
             };
-            tracing::info!("{name}: {cause}; announcing {count} addresses");
+            // Machines come and go, and each is told of already.
+            if round.cause == Cause::Address {
+                tracing::debug!(interface = name, "{name}: {why}; announcing {count}");
+            } else {
+                tracing::info!(
+                    interface = name,
+                    "{name}: {why}; announcing {count} addresses"
+                );
+            }
+            self.monitors.tell(|| Event {
+                interface: Some(name.to_owned()),
+                cause: Some(cause.into()),
+                count: Some(count as u64),
+                ..Event::new(Kind::Announce)
+            });
         }
     }
 

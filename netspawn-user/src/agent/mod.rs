@@ -6,26 +6,28 @@
 //! nothing.
 
 mod announce;
+mod monitor;
 mod serve;
+mod service;
+mod socket;
 mod tell;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    future,
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeSet, future, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
-    net::UnixStream,
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use self::tell::{Complaints, Told};
+use self::{
+    monitor::Monitors,
+    service::Service,
+    socket::{Asked, Socket},
+    tell::{Complaints, Known, Told},
+};
 use crate::{
     cli::Global,
     config::{Config, Policy},
@@ -92,13 +94,17 @@ pub struct Agent {
     netlink: Netlink,
     since: Timestamp,
     last_sync: Option<Timestamp>,
-    states: BTreeMap<String, MachineState>,
+    known: Known,
     told: Told,
     deadline: u64,
     announcements: Queue,
     sender: Sender,
     events: Option<Events>,
     complaints: Complaints,
+    monitors: Monitors,
+    service: Service,
+    /// Why it is to end.
+    end: Option<&'static str>,
 }
 
 /// Why the loop turns.
@@ -110,8 +116,11 @@ enum Event {
     Retry,
     Announce,
     Told(Vec<Report>),
-    Connection(UnixStream),
-    Stop,
+    /// Somebody follows, and a period is over.
+    Period,
+    Watchdog,
+    Asked(Asked),
+    Stop(&'static str),
 }
 
 impl Agent {
@@ -152,13 +161,16 @@ impl Agent {
             netlink: Netlink::open()?,
             since: Timestamp::now(),
             last_sync: None,
-            states: BTreeMap::new(),
+            known: Known::default(),
             told: Told::default(),
             deadline: deadline(),
             announcements,
             sender: Sender::open().context("cannot open a socket for announcements")?,
             events,
             complaints: Complaints::default(),
+            monitors: Monitors::default(),
+            service: Service::new(),
+            end: None,
         })
     }
 
@@ -170,7 +182,7 @@ impl Agent {
     pub async fn run(mut self, ready: impl FnOnce(&str) -> Result<()>) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let listener = serve::listen(&self.run_dir.socket())?;
+        let mut socket = Socket::open(&self.run_dir.socket())?;
         let mut folders = self.sources.folders();
         folders.push(self.config_dir.clone());
         let mut watcher =
@@ -187,13 +199,12 @@ impl Agent {
         self.renew_next_hops();
         let line = ready_line(&mut self.plane, &desired, self.observer.host())?;
         ready(&line)?;
-        // Without systemd nobody listens.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        self.service.ready();
 
         loop {
             let event = tokio::select! {
-                _ = terminate.recv() => Event::Stop,
-                _ = interrupt.recv() => Event::Stop,
+                _ = terminate.recv() => Event::Stop("it was told to (SIGTERM)"),
+                _ = interrupt.recv() => Event::Stop("it was told to (SIGINT)"),
                 changed = self.observer.changed() => match changed {
                     Ok(_) => Event::Host,
                     Err(error) => {
@@ -211,16 +222,16 @@ impl Agent {
                 () = until(retry) => Event::Retry,
                 () = until(self.announcements.next().map(Instant::from_std)) => Event::Announce,
                 reports = told(&mut self.events) => Event::Told(reports),
-                connection = listener.accept() => match connection {
-                    Ok((stream, _)) => Event::Connection(stream),
-                    Err(error) => {
-                        tracing::warn!("cannot take a connection: {error}");
-                        continue;
-                    }
-                },
+                () = self.monitors.period() => Event::Period,
+                () = self.service.watched() => Event::Watchdog,
+                asked = socket.next() => Event::Asked(asked),
             };
             match event {
-                Event::Stop => break,
+                Event::Stop(why) => {
+                    let _ = std::fs::remove_file(self.run_dir.socket());
+                    self.end = Some(why);
+                    break;
+                }
                 Event::Host if self.sources.enabled().contains(&Source::Kernel) => self.reload(),
                 Event::Host | Event::Machined | Event::Retry => {}
                 Event::Files => self.reload(),
@@ -241,9 +252,19 @@ impl Agent {
                     self.send_announcements();
                     continue;
                 }
-                Event::Connection(stream) => {
-                    if self.serve(stream).await {
-                        return Ok(());
+                Event::Period => {
+                    self.end_period();
+                    continue;
+                }
+                Event::Watchdog => {
+                    self.service.alive();
+                    continue;
+                }
+                Event::Asked(asked) => {
+                    // Who has left meanwhile wants no answer.
+                    let _ = asked.answer.send(self.answer(asked.request));
+                    if self.end.is_some() {
+                        break;
                     }
                     self.queue_announcements();
                     continue;
@@ -251,8 +272,9 @@ impl Agent {
             }
             retry = self.sync_or_retry();
         }
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        let _ = std::fs::remove_file(self.run_dir.socket());
+        self.service.stopping();
+        self.tell_end();
+        socket.close().await;
         Ok(())
     }
 
@@ -287,7 +309,7 @@ impl Agent {
         }
         self.told
             .tell(self.snapshot.problems.iter().chain(&desired.problems));
-        self.tell_changes(&desired);
+        self.tell(&desired);
         self.queue_announcements();
         self.last_sync = Some(Timestamp::now());
         Ok(desired)

@@ -1,51 +1,25 @@
-//! The agent's socket: what commands ask of it.
+//! What commands ask of the agent.
 
-use std::{io, path::Path};
+use anyhow::Result;
 
-use anyhow::{Context as _, Result};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{UnixListener, UnixStream},
-};
-
-use super::{Agent, RETRY, ready_line};
+use super::{Agent, ready_line, socket::Answer};
 use crate::{
     cli::Mode,
-    control::{Agent as AgentInfo, MAX_LINE, Request, Response},
+    control::{Agent as AgentInfo, Request, Response},
     datapath::{attach::uplink_check, plane::Wanted},
+    event::Filter,
+    problem,
     registry::Desired,
 };
 
 impl Agent {
-    /// Answers one request; whether the agent has nothing left to do.
-    pub(super) async fn serve(&mut self, stream: UnixStream) -> bool {
-        let (reader, mut writer) = stream.into_split();
-        let mut line = String::new();
-        let mut reader = BufReader::new(reader.take(MAX_LINE));
-        let read = reader.read_line(&mut line);
-        // A client that does not speak must not hold the agent up.
-        if !matches!(tokio::time::timeout(RETRY, read).await, Ok(Ok(_))) {
-            return false;
-        }
-        let (response, ends) = match serde_json::from_str(&line) {
-            Ok(request) => self.answer(request),
-            Err(error) => (refusal(format!("request not understood: {error}")), false),
-        };
-        if let Ok(mut text) = serde_json::to_string(&response) {
-            text.push('\n');
-            let _ = writer.write_all(text.as_bytes()).await;
-        }
-        ends
+    /// Carries out a request.
+    pub(super) fn answer(&mut self, request: Request) -> Answer {
+        self.carry_out(request)
+            .unwrap_or_else(|error| Answer::refusal(format!("{error:#}")))
     }
 
-    fn answer(&mut self, request: Request) -> (Response, bool) {
-        match self.carry_out(request) {
-            Ok((response, ends)) => (response, ends),
-            Err(error) => (refusal(format!("{error:#}")), false),
-        }
-    }
-
-    fn carry_out(&mut self, request: Request) -> Result<(Response, bool)> {
+    fn carry_out(&mut self, request: Request) -> Result<Answer> {
         let mut response = Response::default();
         match request {
             Request::Status => {
@@ -64,6 +38,7 @@ impl Agent {
                 self.refresh()?;
                 let desired = self.attach(&uplinks, mode)?;
                 response.ready = Some(ready_line(&mut self.plane, &desired, self.observer.host())?);
+                self.tell(&desired);
             }
             Request::Detach { uplinks } => {
                 self.refresh()?;
@@ -76,14 +51,44 @@ impl Agent {
                         deadline: self.deadline,
                     },
                 )?;
-                let ends = self.plane.uplink_names().is_empty();
-                if ends {
+                self.tell_uplinks();
+                if self.plane.uplink_names().is_empty() {
                     self.run_dir.clear();
+                    self.end = Some("its last uplink was detached");
                 }
-                return Ok((response, ends));
             }
+            Request::Monitor(filter) => return self.follow(filter),
         }
-        Ok((response, false))
+        Ok(Answer {
+            response,
+            events: None,
+        })
+    }
+
+    fn follow(&mut self, filter: Filter) -> Result<Answer> {
+        let known: Vec<&str> = self.known.machines().collect();
+        let unknown = |name: &&String| !known.contains(&name.as_str());
+        if let Some(name) = filter.machines.iter().find(unknown) {
+            let remedy = match problem::nearest(name, &known) {
+                Some(near) => format!("did you mean {near}?"),
+                None => "`netspawn-xdp list` shows those that are".to_owned(),
+            };
+            let mut answer = Answer::refusal(format!("no machine {name} is declared; {remedy}"));
+            answer.response.usage = true;
+            return Ok(answer);
+        }
+        let mut response = Response::default();
+        if self.events.is_none() {
+            response.failed = vec![
+                "what the programs report is not told, because their buffer cannot be read; \
+                 the agent's log says why"
+                    .to_owned(),
+            ];
+        }
+        Ok(Answer {
+            response,
+            events: Some((self.monitors.join(self.plane.maps())?, filter)),
+        })
     }
 
     fn attach(&mut self, uplinks: &[String], mode: Mode) -> Result<Desired> {
@@ -105,27 +110,4 @@ impl Agent {
         self.plane.take_newly_guarded();
         Ok(desired)
     }
-}
-
-fn refusal(error: String) -> Response {
-    Response {
-        error: Some(error),
-        ..Response::default()
-    }
-}
-
-/// The caller holds the lock, so that a socket that is there is a dead agent's.
-pub(super) fn listen(path: &Path) -> Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot make {}", path.display()))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(path, mode)
-        .with_context(|| format!("cannot protect {}", path.display()))?;
-    Ok(listener)
 }
