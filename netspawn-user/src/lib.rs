@@ -10,6 +10,7 @@ pub mod event;
 pub mod fields;
 pub mod guest;
 pub mod import;
+pub mod logging;
 pub mod model;
 pub mod net;
 pub mod outcome;
