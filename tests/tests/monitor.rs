@@ -433,7 +433,7 @@ fn reader_ends_with_the_agent_and_says_why() -> Result<()> {
     assert_eq!(output.code(), 1);
     assert_eq!(
         output.stderr,
-        "netspawn-xdp: no agent runs, which is who tells what happens; start one: \
+        "netspawn-xdp: no agent runs, and it alone knows what happens; start one: \
          `netspawn-xdp attach eth0`\n"
     );
 
@@ -566,7 +566,7 @@ fn service_manager_is_told_what_is_served_and_that_the_loop_turns() -> Result<()
     manager.wait("WATCHDOG=1")?;
     manager.wait("WATCHDOG=1")?;
     lab.unplug(lab.machine("db"))?;
-    manager.wait("STATUS=2 machines, 5 prefixes on eth0 (tc)")?;
+    manager.wait("STATUS=2 machines, 7 prefixes on eth0 (tc)")?;
     // One that does not turn says nothing.
     agent.signal(Signal::SIGSTOP)?;
     manager.drain()?;
@@ -614,7 +614,7 @@ fn journal_has_fields_and_a_stuck_agent_is_restarted() -> Result<()> {
     let first = show("MainPID")?;
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(show("MainPID")?, first);
-    system.run(&format!("kill -STOP {first}"))?;
+    system.run("systemctl kill --signal=STOP netspawn")?;
     let restarted = wait_until(Duration::from_secs(20), || {
         show("MainPID").is_ok_and(|now| now != first && now != "0")
             && show("ActiveState").is_ok_and(|state| state == "active")

@@ -78,7 +78,7 @@ fn connect(global: &Global) -> Result<Client> {
                 let uplinks = Pins::new(&global.bpf_dir).uplinks();
                 let name = uplinks.first().map_or("UPLINK", |uplink| &uplink.name);
                 anyhow::anyhow!(
-                    "no agent runs, which is who tells what happens; start one: \
+                    "no agent runs, and it alone knows what happens; start one: \
                      `netspawn-xdp attach {name}`"
                 )
             }
