@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use netspawn_ebpf::wire::Mac;
+use netspawn_ebpf::{
+    verdict::{Kind, Reason},
+    wire::Mac,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{config::MAX_ENTRIES, fields, problem::Fault, source::Source};
@@ -103,6 +106,8 @@ pub enum Command {
     Status,
     /// Show how many frames were passed, dropped, answered and forwarded, and why
     Counters,
+    /// Print what happens, one line each, until told to stop
+    Monitor(MonitorArgs),
     /// Show what host routes and proxy neighbors declare, as machine files
     Import(ImportArgs),
     /// Print the network configuration of a machine, or install it into its image
@@ -237,6 +242,36 @@ pub struct RemoveArgs {
     /// Name of the machine
     #[arg(value_parser = fields::machine_name)]
     pub name: String,
+}
+
+/// `monitor`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Spoofed and rogue frames, addresses that others on the network use, frames dropped with the
+reason, machines and uplinks that come and go, announcements. The agent tells them; frames
+are counted once a second. Reasons are those of `counters` under dropped, and
+address_conflict. With --json, each line is an object.
+
+Examples:
+  netspawn-xdp monitor
+  netspawn-xdp monitor --machine web db
+  netspawn-xdp monitor --reason spoofed_source spoofed_mac --json")]
+pub struct MonitorArgs {
+    /// Only what concerns these machines; several may follow
+    #[arg(long = "machine", value_name = "NAME", num_args = 1.., value_delimiter = ',',
+          value_parser = fields::machine_name)]
+    pub machines: Vec<String>,
+    /// Only what has these reasons; several may follow
+    #[arg(long = "reason", value_name = "REASON", num_args = 1.., value_delimiter = ',',
+          hide_possible_values = true, value_parser = reasons())]
+    pub reasons: Vec<String>,
+}
+
+/// Those that events have.
+fn reasons() -> clap::builder::PossibleValuesParser {
+    let all = Reason::ALL.iter().copied();
+    let told = all.filter(|reason| reason.kind() == Kind::Drop || reason.is_told());
+    told.map(Reason::name).collect::<Vec<_>>().into()
 }
 
 /// `import`.

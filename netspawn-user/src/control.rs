@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cli::Mode,
+    event::Filter,
     net::namespace,
+    outcome::Usage,
     output::AgentReport,
     source::{Registered, Source},
 };
@@ -51,6 +53,9 @@ pub enum Request {
         /// Their names.
         uplinks: Vec<String>,
     },
+    /// Tells what happens from now on: after the answer, each line is an
+    /// [`Event`](crate::event::Event).
+    Monitor(Filter),
 }
 
 /// What the agent answers.
@@ -59,6 +64,9 @@ pub struct Response {
     /// Why nothing was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Whether the command line is to blame for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub usage: bool,
     /// The agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<Agent>,
@@ -278,23 +286,63 @@ impl Client {
     ///
     /// # Errors
     /// When the agent refuses or ends meanwhile.
-    pub fn ask(mut self, request: &Request) -> Result<Response> {
+    pub fn ask(self, request: &Request) -> Result<Response> {
+        Ok(self.converse(request)?.0)
+    }
+
+    /// Asks, and follows what comes after the answer.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn follow(self, request: &Request) -> Result<(Response, Lines)> {
+        let (response, reader) = self.converse(request)?;
+        // Nothing may happen for days.
+        reader.get_ref().set_read_timeout(None)?;
+        Ok((response, Lines(reader)))
+    }
+
+    fn converse(mut self, request: &Request) -> Result<(Response, BufReader<UnixStream>)> {
         let mut line = serde_json::to_string(request)?;
         line.push('\n');
         let gone = "the agent did not answer; see its log, or `systemctl status` of its unit";
         self.stream.write_all(line.as_bytes()).context(gone)?;
         let mut answer = String::new();
-        BufReader::new(self.stream)
-            .read_line(&mut answer)
-            .context(gone)?;
+        let mut reader = BufReader::new(self.stream);
+        reader.read_line(&mut answer).context(gone)?;
         if answer.is_empty() {
             bail!(gone);
         }
         let response: Response =
             serde_json::from_str(&answer).context("the agent's answer is not understood")?;
         match response.error {
+            Some(error) if response.usage => bail!(Usage(error)),
             Some(error) => bail!(error),
-            None => Ok(response),
+            None => Ok((response, reader)),
+        }
+    }
+}
+
+/// Lines that the agent sends after its answer.
+#[derive(Debug)]
+pub struct Lines(BufReader<UnixStream>);
+
+impl Lines {
+    /// Waits for the next, without its end; `None` when the agent has closed the
+    /// connection.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub fn next(&mut self) -> io::Result<Option<String>> {
+        let mut line = String::new();
+        match self.0.read_line(&mut line) {
+            // What is cut short is no line.
+            Ok(_) if line.ends_with('\n') => {
+                line.pop();
+                Ok(Some(line))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

@@ -1,37 +1,33 @@
 //! `netspawn-xdp`: parses, runs one command, and says how it ended.
 
-use std::{
-    io::{self, IsTerminal},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Parser;
 use netspawn_user::{
-    cli::{Cli, Command, Global, LogFormat},
+    cli::{Cli, Command},
     commands,
+    logging::{self, Form},
     outcome::{self, Outcome},
     pinned::Pinned,
 };
-use tracing::Level;
-use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    log(&cli);
+    let form = logging::start(&cli);
     let code = match run(&cli) {
         Ok(outcome) => {
             if let Outcome::Partly(remains) = &outcome {
-                tell(&cli.global, remains);
+                tell(form, remains);
             }
             outcome.code()
         }
         Err(error) => match outcome::code(&error) {
             0 => 0,
             code => {
-                tell(&cli.global, &outcome::lines(&error));
+                tell(form, &outcome::lines(&error));
                 code
             }
         },
@@ -50,6 +46,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
         Command::List => commands::list::run(global, plane),
         Command::Status => commands::status::run(global, plane),
         Command::Counters => commands::counters::run(global, plane),
+        Command::Monitor(args) => commands::monitor::run(global, args),
         Command::Import(args) => commands::import::run(global, args),
         Command::Guest(args) => commands::guest::run(global, args, plane),
         Command::Completions { shell } => commands::completions::run(*shell),
@@ -72,38 +69,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Sends what the library and others log to stderr. Only the agent, which runs
-/// for long, says when.
-fn log(cli: &Cli) {
-    let (own, others) = match cli.global.verbose {
-        0 => (Level::INFO, Level::WARN),
-        1 => (Level::DEBUG, Level::INFO),
-        _ => (Level::TRACE, Level::DEBUG),
-    };
-    let levels = Targets::new()
-        .with_default(others)
-        .with_target("netspawn_user", own)
-        .with_target("netspawn_xdp", own);
-    let text = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(cli.global.verbose > 0);
-    let layer = match (cli.global.log_format, &cli.command) {
-        (LogFormat::Json, _) => text.json().flatten_event(true).boxed(),
-        (LogFormat::Text, Command::Attach(_)) => text.boxed(),
-        (LogFormat::Text, _) => text.without_time().boxed(),
-    };
-    tracing_subscriber::registry()
-        .with(layer.with_filter(levels))
-        .init();
-}
-
 /// Says what failed or remains, in the form asked for.
-fn tell(global: &Global, lines: &[String]) {
+fn tell(form: Form, lines: &[String]) {
     for line in lines {
-        match global.log_format {
-            LogFormat::Text => eprintln!("netspawn-xdp: {line}"),
-            LogFormat::Json => tracing::error!("{line}"),
+        match form {
+            Form::Text => eprintln!("netspawn-xdp: {line}"),
+            Form::Json | Form::Journal => tracing::error!("{line}"),
         }
     }
 }

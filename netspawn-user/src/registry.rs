@@ -28,7 +28,7 @@ use netspawn_ebpf::{
     },
     wire::{Ipv6, Mac},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Policy,
@@ -99,7 +99,7 @@ impl MachineState {
 pub const HOST_HOLDER: &str = "host";
 
 /// A prefix that a machine declares and does not get.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
     /// The prefix.
     pub prefix: IpNet,

@@ -88,6 +88,7 @@ fn help_is_for_people() {
         "list",
         "status",
         "counters",
+        "monitor",
         "import",
         "guest",
         "completions",
@@ -121,6 +122,9 @@ fn senseless_command_lines_are_usage_errors() {
             "add web --interface ve-web --address 203.0.113.2 --tenant=",
             "remove",
             "list eth0",
+            "monitor --machine we/b",
+            "monitor --reason spoofed",
+            "monitor --reason not_owned",
             "guest",
             "guest we/b",
             "completions nosh",
@@ -396,6 +400,15 @@ fn status_and_counters_without_an_uplink_are_empty() {
     exit code: 0
     ----- stdout -----
     no frames yet
+    ");
+}
+
+#[test]
+fn monitor_without_an_agent_says_how_to_start_one() {
+    assert_snapshot!(Dirs::new().run("monitor"), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: no agent runs, and it alone knows what happens; start one: `netspawn-xdp attach UPLINK`
     ");
 }
 

@@ -2,9 +2,10 @@
 
 use std::{
     borrow::Borrow,
-    fmt, io,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -20,11 +21,11 @@ use netspawn_ebpf::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::model::DisplayMac;
-
 /// What a frame said that led to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
+    /// When, by `CLOCK_MONOTONIC`.
+    pub time: Duration,
     /// Why the frame was dropped, or that it was a conflict.
     pub reason: Reason,
     /// The machine that sent it; of a conflict, the one whose address it is.
@@ -44,6 +45,7 @@ impl Report {
         let frame = &event.frame[..];
         let mac = frame.read::<EthHdr>(0)?.src_addr;
         Some(Report {
+            time: Duration::from_nanos(event.time),
             reason: *Reason::ALL.get(event.reason as usize)?,
             endpoint: event.endpoint,
             ifindex: event.ifindex,
@@ -82,25 +84,6 @@ fn bytes([low, high]: Words6) -> Ipv6 {
     bytes[..8].copy_from_slice(&low.to_ne_bytes());
     bytes[8..].copy_from_slice(&high.to_ne_bytes());
     bytes
-}
-
-impl fmt::Display for Report {
-    /// What was done, without who did it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mac = DisplayMac(self.mac);
-        match (self.reason, self.address) {
-            (Reason::AddressConflict, Some(address)) => {
-                write!(f, "{mac} on the network uses its address {address}")
-            }
-            (Reason::RogueRouter, _) => write!(f, "plays router (from {mac})"),
-            (Reason::RogueDhcp, _) => write!(f, "plays DHCP server (from {mac})"),
-            (Reason::SpoofedMac, _) => write!(f, "sends from {mac}, which is not its own"),
-            (_, Some(address)) => {
-                write!(f, "sends from {address}, which is not its own (from {mac})")
-            }
-            (reason, None) => write!(f, "{} (from {mac})", reason.name()),
-        }
-    }
 }
 
 /// The programs' ring buffer. One reader takes all: whoever opens it sees what comes
@@ -187,29 +170,22 @@ mod tests {
         arp.extend([0; 10]);
         let report = Report::new(&event(Reason::AddressConflict, &arp)).unwrap();
         assert_eq!((report.endpoint, report.ifindex), (7, 3));
-        assert_eq!(
-            report.to_string(),
-            "02:00:00:00:00:09 on the network uses its address 203.0.113.2"
-        );
+        assert_eq!(report.mac, [2, 0, 0, 0, 0, 9]);
+        assert_eq!(report.address, "203.0.113.2".parse().ok());
 
         let mut packet = ethernet(ether_type::IPV6);
         packet.extend([0x60, 0, 0, 0, 0, 0, 17, 64]);
         packet.extend("2001:db8::5".parse::<Ipv6Addr>().unwrap().octets());
         packet.extend([0; 16]);
         let report = Report::new(&event(Reason::SpoofedSource, &packet)).unwrap();
-        assert_eq!(
-            report.to_string(),
-            "sends from 2001:db8::5, which is not its own (from 02:00:00:00:00:09)"
-        );
+        assert_eq!(report.address, "2001:db8::5".parse().ok());
     }
 
     #[test]
     fn frames_cut_short_are_reported_all_the_same() {
-        let report = Report::new(&event(Reason::RogueRouter, &ethernet(ether_type::IPV6)));
-        assert_eq!(
-            report.unwrap().to_string(),
-            "plays router (from 02:00:00:00:00:09)"
-        );
+        let short = ethernet(ether_type::IPV6);
+        let report = Report::new(&event(Reason::RogueRouter, &short)).unwrap();
+        assert_eq!(report.mac, [2, 0, 0, 0, 0, 9]);
         let mut unknown = event(Reason::RogueDhcp, &ethernet(0));
         unknown.reason = u32::MAX;
         assert_eq!(Report::new(&unknown), None);

@@ -41,7 +41,11 @@ pub fn raise(
                     .with_context(|| format!("cannot set {} up", link.name))
             });
             match done {
-                Ok(()) => tracing::info!("{} was down, and is set up", link.name),
+                Ok(()) => tracing::info!(
+                    interface = link.name,
+                    "{} was down, and is set up",
+                    link.name
+                ),
                 Err(error) => result = Err(error),
             }
         }

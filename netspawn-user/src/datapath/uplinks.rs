@@ -131,7 +131,10 @@ impl Plane {
                 groups::forget(&self.pins, name)?;
                 self.pins.forget(name, pins::MASTER)?;
                 self.pins.record_uplink(name, pins::GONE, "yes")?;
-                tracing::info!("{name} is gone; it is attached again when it is back");
+                tracing::info!(
+                    interface = name,
+                    "{name} is gone; it is attached again when it is back"
+                );
             }
             return Ok(());
         };
@@ -149,7 +152,7 @@ impl Plane {
         self.pins.record_uplink(name, pins::IFINDEX, &ifindex)?;
         self.pins.forget(name, pins::MASTER)?;
         self.pins.forget(name, pins::GONE)?;
-        tracing::info!("{name} is back, and attached again");
+        tracing::info!(interface = name, "{name} is back, and attached again");
         Ok(())
     }
 
@@ -161,7 +164,10 @@ impl Plane {
             if uplink.master.is_some() {
                 self.attach_uplink(name, link.ifindex, uplink.xdp)?;
                 self.pins.forget(name, pins::MASTER)?;
-                tracing::info!("{name} is no port any more, and attached itself again");
+                tracing::info!(
+                    interface = name,
+                    "{name} is no port any more, and attached itself again"
+                );
             }
             return Ok(());
         }

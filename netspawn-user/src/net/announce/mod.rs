@@ -14,7 +14,7 @@ use std::{
 use netspawn_ebpf::abi::MARK;
 
 pub use frame::announcement;
-pub use queue::{Announcement, Cause, Place, Queue, Served, TIMES};
+pub use queue::{Announcement, Cause, Place, Queue, Round, Served, TIMES};
 
 /// Sends announcements out of the uplinks of the network namespace of the
 /// thread that opened it.

@@ -84,7 +84,7 @@ impl Served {
     }
 }
 
-/// Why all addresses are announced on an uplink.
+/// Why addresses are announced on an uplink: all of them, but for the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// It has been attached.
@@ -93,6 +93,19 @@ pub enum Cause {
     Mac(Mac),
     /// Its link works again.
     Carrier,
+    /// They are new.
+    Address,
+}
+
+/// What is about to be announced on an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Round {
+    /// ifindex of the uplink.
+    pub uplink: u32,
+    /// Why.
+    pub cause: Cause,
+    /// How many addresses.
+    pub count: usize,
 }
 
 /// A frame to be sent.
@@ -154,56 +167,63 @@ impl Queue {
         }
     }
 
-    /// What is served now: what is new in it is due at once. Says on which
-    /// uplinks all addresses are announced, and why.
-    pub fn update(&mut self, served: Served, now: Instant) -> Vec<(u32, Cause)> {
+    /// What is served now: what is new in it is due at once. Says what that is.
+    pub fn update(&mut self, served: Served, now: Instant) -> Vec<Round> {
         let before = std::mem::replace(&mut self.served, served);
-        let whole: Vec<(u32, Cause)> = self
+        let mut rounds = Vec::new();
+        let mut keys: Vec<Key> = Vec::new();
+        for (uplink, place) in self
             .served
             .uplinks
             .iter()
             .filter(|(_, place)| place.carrier)
-            .filter_map(|(uplink, place)| {
-                let cause = match before.uplinks.get(uplink) {
-                    None => Cause::Attached,
-                    Some(old) if old.mac != place.mac => Cause::Mac(place.mac),
-                    Some(old) if !old.carrier => Cause::Carrier,
-                    Some(_) => return None,
-                };
-                Some((*uplink, cause))
-            })
-            .collect();
-        let mut keys: Vec<Key> = Vec::new();
-        for (address, vlan) in &self.served.addresses {
-            let known = before.addresses.get(address) == Some(vlan);
-            for (uplink, place) in &self.served.uplinks {
-                if place.carrier && (!known || whole.iter().any(|(all, _)| all == uplink)) {
+        {
+            let cause = match before.uplinks.get(uplink) {
+                None => Cause::Attached,
+                Some(old) if old.mac != place.mac => Cause::Mac(place.mac),
+                Some(old) if !old.carrier => Cause::Carrier,
+                Some(_) => Cause::Address,
+            };
+            let known = keys.len();
+            for (address, vlan) in &self.served.addresses {
+                if cause != Cause::Address || before.addresses.get(address) != Some(vlan) {
                     keys.push((*uplink, *address));
                 }
             }
+            let count = keys.len() - known;
+            if cause != Cause::Address || count > 0 {
+                rounds.push(Round {
+                    uplink: *uplink,
+                    cause,
+                    count,
+                });
+            }
         }
+        // Address by address: none waits until another uplink has had all.
+        keys.sort_by_key(|(uplink, address)| (*address, *uplink));
         for key in keys {
             self.schedule(key, self.times, now);
         }
-        whole
+        rounds
     }
 
     /// Announces an address that another station uses, once in 10 s at most
-    /// (RFC 5227 2.4).
-    pub fn defend(&mut self, address: IpAddr, now: Instant) {
+    /// (RFC 5227 2.4); whether it does so now.
+    pub fn defend(&mut self, address: IpAddr, now: Instant) -> bool {
         if !self.served.addresses.contains_key(&address) {
-            return;
+            return false;
         }
         self.defended
             .retain(|_, last| now.duration_since(*last) < DEFEND);
         if self.defended.contains_key(&address) {
-            return;
+            return false;
         }
         self.defended.insert(address, now);
         let uplinks: Vec<u32> = self.served.uplinks.keys().copied().collect();
         for uplink in uplinks {
             self.schedule((uplink, address), 1, now);
         }
+        true
     }
 
     /// Has `left` announcements follow from now on. One that is due already
@@ -329,7 +349,12 @@ mod tests {
     fn new_address_is_announced_three_times_a_second_apart() {
         let now = Instant::now();
         let mut queue = Queue::new(one([]), TIMES);
-        assert_eq!(queue.update(one([1]), now), []);
+        let round = Round {
+            uplink: ETH0,
+            cause: Cause::Address,
+            count: 1,
+        };
+        assert_eq!(queue.update(one([1]), now), [round]);
         let sent = run(&mut queue, now);
         let expected: Vec<_> = (0..3).map(|second| (second, address(1))).collect();
         assert_eq!(numbers(&sent), expected);
@@ -361,8 +386,13 @@ mod tests {
             let now = Instant::now();
             let with = |(mac, carrier)| served(&[(ETH0, mac, carrier), (3, MAC, true)], [1, 2]);
             let mut queue = Queue::new(with(before), 1);
-            let causes = queue.update(with(after), now);
-            assert_eq!(causes, Vec::from_iter(cause.map(|cause| (ETH0, cause))));
+            let rounds = queue.update(with(after), now);
+            let expected = cause.map(|cause| Round {
+                uplink: ETH0,
+                cause,
+                count: 2,
+            });
+            assert_eq!(rounds, Vec::from_iter(expected));
             let sent = run(&mut queue, now);
             assert_eq!(sent.len(), if cause.is_some() { 2 } else { 0 });
             assert!(sent.iter().all(|(_, what)| what.uplink == ETH0));
@@ -372,7 +402,12 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::new(one([1]), 1);
         let both = served(&[(ETH0, MAC, true), (3, other, true)], [1]);
-        assert_eq!(queue.update(both, now), [(3, Cause::Attached)]);
+        let round = Round {
+            uplink: 3,
+            cause: Cause::Attached,
+            count: 1,
+        };
+        assert_eq!(queue.update(both, now), [round]);
         let sent = run(&mut queue, now);
         assert_eq!(sent.len(), 1);
         assert_eq!((sent[0].1.uplink, sent[0].1.mac), (3, other));

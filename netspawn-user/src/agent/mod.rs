@@ -5,43 +5,44 @@
 //! done follows from the whole state, so that a lost event delays and harms
 //! nothing.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    future, io,
-    net::IpAddr,
-    path::Path,
-    time::Duration,
-};
+mod announce;
+mod monitor;
+mod serve;
+mod service;
+mod socket;
+mod tell;
+
+use std::{collections::BTreeSet, future, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use netspawn_ebpf::{abi::Owner, verdict::Reason};
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
+use self::{
+    monitor::Monitors,
+    service::Service,
+    socket::{Asked, Socket},
+    tell::{Complaints, Known, Told},
+};
 use crate::{
-    cli::{Global, Mode},
+    cli::Global,
     config::{Config, Policy},
-    control::{Agent as AgentInfo, MAX_LINE, Request, Response, RunDir},
+    control::RunDir,
     datapath::{
-        attach::uplink_check,
         events::{Events, Report},
         plane::{Plane, Wanted},
     },
-    model::{DisplayMac, Host},
+    model::Host,
     net::{
-        announce::{Cause, Queue, Sender, Served, TIMES},
+        announce::{Queue, Sender, TIMES},
         neighbor,
         netlink::Netlink,
         observe::Observer,
     },
-    plan,
-    problem::Problem,
     registry::{Desired, MachineState},
     source::{Snapshot, Source, Sources, Watcher, machined::Machined},
 };
@@ -50,8 +51,6 @@ use crate::{
 const TICK: Duration = Duration::from_secs(30);
 /// How long a next hop is good for without being renewed.
 const TRUST: Duration = Duration::from_secs(90);
-/// How soon the same is said of a machine again.
-const COMPLAIN: Duration = Duration::from_secs(60);
 /// How soon a sync that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -82,40 +81,6 @@ pub fn ready_line(plane: &mut Plane, desired: &Desired, host: &Host) -> Result<S
     ))
 }
 
-/// Tells problems once, and again when they come back after having gone.
-#[derive(Debug, Default)]
-struct Told(Vec<Problem>);
-
-impl Told {
-    /// Logs those that are new.
-    fn tell<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
-        let now: Vec<Problem> = problems.cloned().collect();
-        for problem in now.iter().filter(|problem| !self.0.contains(problem)) {
-            tracing::warn!("{problem}");
-        }
-        self.0 = now;
-    }
-}
-
-/// Says the same of a machine once a minute at most.
-#[derive(Debug, Default)]
-struct Complaints(HashMap<(Owner, Reason), (std::time::Instant, u32)>);
-
-impl Complaints {
-    /// How many like it have not been said since the last that was; `None` while
-    /// it is too soon for another.
-    fn next(&mut self, report: &Report, now: std::time::Instant) -> Option<u32> {
-        let key = (report.endpoint, report.reason);
-        match self.0.get_mut(&key) {
-            Some((said, unsaid)) if now.duration_since(*said) < COMPLAIN => {
-                *unsaid += 1;
-                None
-            }
-            _ => Some(self.0.insert(key, (now, 0)).map_or(0, |(_, unsaid)| unsaid)),
-        }
-    }
-}
-
 /// A running agent.
 pub struct Agent {
     plane: Plane,
@@ -129,13 +94,17 @@ pub struct Agent {
     netlink: Netlink,
     since: Timestamp,
     last_sync: Option<Timestamp>,
-    states: BTreeMap<String, MachineState>,
+    known: Known,
     told: Told,
     deadline: u64,
     announcements: Queue,
     sender: Sender,
     events: Option<Events>,
     complaints: Complaints,
+    monitors: Monitors,
+    service: Service,
+    /// Why it is to end.
+    end: Option<&'static str>,
 }
 
 /// Why the loop turns.
@@ -147,8 +116,11 @@ enum Event {
     Retry,
     Announce,
     Told(Vec<Report>),
-    Connection(UnixStream),
-    Stop,
+    /// Somebody follows, and a period is over.
+    Period,
+    Watchdog,
+    Asked(Asked),
+    Stop(&'static str),
 }
 
 impl Agent {
@@ -189,13 +161,16 @@ impl Agent {
             netlink: Netlink::open()?,
             since: Timestamp::now(),
             last_sync: None,
-            states: BTreeMap::new(),
+            known: Known::default(),
             told: Told::default(),
             deadline: deadline(),
             announcements,
             sender: Sender::open().context("cannot open a socket for announcements")?,
             events,
             complaints: Complaints::default(),
+            monitors: Monitors::default(),
+            service: Service::new(),
+            end: None,
         })
     }
 
@@ -207,7 +182,7 @@ impl Agent {
     pub async fn run(mut self, ready: impl FnOnce(&str) -> Result<()>) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let listener = listen(&self.run_dir.socket())?;
+        let mut socket = Socket::open(&self.run_dir.socket())?;
         let mut folders = self.sources.folders();
         folders.push(self.config_dir.clone());
         let mut watcher =
@@ -224,13 +199,12 @@ impl Agent {
         self.renew_next_hops();
         let line = ready_line(&mut self.plane, &desired, self.observer.host())?;
         ready(&line)?;
-        // Without systemd nobody listens.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        self.service.ready();
 
         loop {
             let event = tokio::select! {
-                _ = terminate.recv() => Event::Stop,
-                _ = interrupt.recv() => Event::Stop,
+                _ = terminate.recv() => Event::Stop("it was told to (SIGTERM)"),
+                _ = interrupt.recv() => Event::Stop("it was told to (SIGINT)"),
                 changed = self.observer.changed() => match changed {
                     Ok(_) => Event::Host,
                     Err(error) => {
@@ -248,16 +222,16 @@ impl Agent {
                 () = until(retry) => Event::Retry,
                 () = until(self.announcements.next().map(Instant::from_std)) => Event::Announce,
                 reports = told(&mut self.events) => Event::Told(reports),
-                connection = listener.accept() => match connection {
-                    Ok((stream, _)) => Event::Connection(stream),
-                    Err(error) => {
-                        tracing::warn!("cannot take a connection: {error}");
-                        continue;
-                    }
-                },
+                () = self.monitors.period() => Event::Period,
+                () = self.service.watched() => Event::Watchdog,
+                asked = socket.next() => Event::Asked(asked),
             };
             match event {
-                Event::Stop => break,
+                Event::Stop(why) => {
+                    let _ = std::fs::remove_file(self.run_dir.socket());
+                    self.end = Some(why);
+                    break;
+                }
                 Event::Host if self.sources.enabled().contains(&Source::Kernel) => self.reload(),
                 Event::Host | Event::Machined | Event::Retry => {}
                 Event::Files => self.reload(),
@@ -278,9 +252,19 @@ impl Agent {
                     self.send_announcements();
                     continue;
                 }
-                Event::Connection(stream) => {
-                    if self.serve(stream).await {
-                        return Ok(());
+                Event::Period => {
+                    self.end_period();
+                    continue;
+                }
+                Event::Watchdog => {
+                    self.service.alive();
+                    continue;
+                }
+                Event::Asked(asked) => {
+                    // Who has left meanwhile wants no answer.
+                    let _ = asked.answer.send(self.answer(asked.request));
+                    if self.end.is_some() {
+                        break;
                     }
                     self.queue_announcements();
                     continue;
@@ -288,8 +272,9 @@ impl Agent {
             }
             retry = self.sync_or_retry();
         }
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        let _ = std::fs::remove_file(self.run_dir.socket());
+        self.service.stopping();
+        self.tell_end();
+        socket.close().await;
         Ok(())
     }
 
@@ -324,7 +309,7 @@ impl Agent {
         }
         self.told
             .tell(self.snapshot.problems.iter().chain(&desired.problems));
-        self.tell_changes(&desired);
+        self.tell(&desired);
         self.queue_announcements();
         self.last_sync = Some(Timestamp::now());
         Ok(desired)
@@ -338,77 +323,6 @@ impl Agent {
                 tracing::error!("{error:#}; trying again");
                 Some(Instant::now() + RETRY)
             }
-        }
-    }
-
-    fn tell_changes(&mut self, desired: &Desired) {
-        let mut states = BTreeMap::new();
-        for machine in &desired.machines {
-            if self.states.get(&machine.name) != Some(&machine.state) {
-                let port = machine.interface.as_deref().unwrap_or("no port");
-                tracing::info!("{} is {} ({port})", machine.name, machine.state.name());
-            }
-            states.insert(machine.name.clone(), machine.state);
-        }
-        for name in self
-            .states
-            .keys()
-            .filter(|name| !states.contains_key(*name))
-        {
-            tracing::info!("{name} is gone");
-        }
-        self.states = states;
-    }
-
-    /// Has what is new about where addresses are announced.
-    fn queue_announcements(&mut self) {
-        let host = self.observer.host();
-        let served = Served::of(self.plane.state(), Some(host));
-        let count = served.addresses.len();
-        let now = std::time::Instant::now();
-        for (ifindex, cause) in self.announcements.update(served, now) {
-            let name = host.links.get(&ifindex).map_or("?", |link| &link.name);
-            let cause = match cause {
-                Cause::Attached => "attached".to_owned(),
-                Cause::Mac(mac) => format!("has MAC {} now", DisplayMac(mac)),
-                Cause::Carrier => "has carrier again".to_owned(),
-            };
-            tracing::info!("{name}: {cause}; announcing {count} addresses");
-        }
-    }
-
-    /// Sends what is due. One that is lost matters little: it is repeated.
-    fn send_announcements(&mut self) {
-        let now = std::time::Instant::now();
-        while let Some(what) = self.announcements.pop(now) {
-            if let Err(error) = self.sender.send(&what) {
-                tracing::debug!("cannot announce {}: {error}", what.address);
-            }
-        }
-    }
-
-    /// Says who sends what is not theirs, and defends addresses.
-    fn heed(&mut self, reports: Vec<Report>) {
-        let now = std::time::Instant::now();
-        let state = self.plane.state();
-        for report in reports {
-            // Two uplinks on one network hear each other.
-            if state.uplinks.values().any(|ours| ours.mac == report.mac) {
-                continue;
-            }
-            if let (Reason::AddressConflict, Some(address)) = (report.reason, report.address) {
-                self.announcements.defend(address, now);
-            }
-            let Some(unsaid) = self.complaints.next(&report, now) else {
-                continue;
-            };
-            let entry = state.endpoints.get(&report.endpoint);
-            let name = entry.map_or_else(|| "?".to_owned(), |entry| plan::text(&entry.name));
-            let more = match unsaid {
-                0 => String::new(),
-                unsaid => format!("; {unsaid} times more since this was last said"),
-            };
-            tracing::warn!("{name}: {report}{more}");
         }
     }
 
@@ -430,75 +344,6 @@ impl Agent {
         }
     }
 
-    /// Answers one request; whether the agent has nothing left to do.
-    async fn serve(&mut self, stream: UnixStream) -> bool {
-        let (reader, mut writer) = stream.into_split();
-        let mut line = String::new();
-        let mut reader = BufReader::new(reader.take(MAX_LINE));
-        let read = reader.read_line(&mut line);
-        // A client that does not speak must not hold the agent up.
-        if !matches!(tokio::time::timeout(RETRY, read).await, Ok(Ok(_))) {
-            return false;
-        }
-        let (response, ends) = match serde_json::from_str(&line) {
-            Ok(request) => self.answer(request),
-            Err(error) => (refusal(format!("request not understood: {error}")), false),
-        };
-        if let Ok(mut text) = serde_json::to_string(&response) {
-            text.push('\n');
-            let _ = writer.write_all(text.as_bytes()).await;
-        }
-        ends
-    }
-
-    fn answer(&mut self, request: Request) -> (Response, bool) {
-        match self.carry_out(request) {
-            Ok((response, ends)) => (response, ends),
-            Err(error) => (refusal(format!("{error:#}")), false),
-        }
-    }
-
-    fn carry_out(&mut self, request: Request) -> Result<(Response, bool)> {
-        let mut response = Response::default();
-        match request {
-            Request::Status => {
-                response.agent = Some(AgentInfo {
-                    pid: std::process::id(),
-                    since: self.since,
-                    last_sync: self.last_sync,
-                    registered: self.snapshot.registered.clone(),
-                });
-            }
-            Request::Sync => {
-                self.refresh()?;
-                self.sync()?;
-            }
-            Request::Attach { uplinks, mode } => {
-                self.refresh()?;
-                let desired = self.attach(&uplinks, mode)?;
-                response.ready = Some(ready_line(&mut self.plane, &desired, self.observer.host())?);
-            }
-            Request::Detach { uplinks } => {
-                self.refresh()?;
-                response.failed = self.plane.detach(
-                    &uplinks,
-                    &Wanted {
-                        snapshot: &self.snapshot,
-                        host: self.observer.host(),
-                        policy: self.policy,
-                        deadline: self.deadline,
-                    },
-                )?;
-                let ends = self.plane.uplink_names().is_empty();
-                if ends {
-                    self.run_dir.clear();
-                }
-                return Ok((response, ends));
-            }
-        }
-        Ok((response, false))
-    }
-
     /// What the host and the folders look like now, rather than when the last
     /// event came.
     fn refresh(&mut self) -> Result<()> {
@@ -507,33 +352,6 @@ impl Agent {
             .reread()
             .context("cannot read the host's network")?;
         Ok(())
-    }
-
-    fn attach(&mut self, uplinks: &[String], mode: Mode) -> Result<Desired> {
-        let host = self.observer.host();
-        let mut new = Vec::new();
-        for name in uplinks {
-            new.push((uplink_check(host, name)?, mode));
-        }
-        let desired = self.plane.attach(
-            &new,
-            &Wanted {
-                snapshot: &self.snapshot,
-                host,
-                policy: self.policy,
-                deadline: self.deadline,
-            },
-        )?;
-        // All ports are seen to again; none of them is new.
-        self.plane.take_newly_guarded();
-        Ok(desired)
-    }
-}
-
-fn refusal(error: String) -> Response {
-    Response {
-        error: Some(error),
-        ..Response::default()
     }
 }
 
@@ -564,20 +382,4 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => sleep_until(moment).await,
         None => future::pending().await,
     }
-}
-
-/// The caller holds the lock, so that a socket that is there is a dead agent's.
-fn listen(path: &Path) -> Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot make {}", path.display()))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(path, mode)
-        .with_context(|| format!("cannot protect {}", path.display()))?;
-    Ok(listener)
 }

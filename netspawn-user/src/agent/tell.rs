@@ -1,0 +1,240 @@
+//! What the agent says of what it sees: each thing once, and not too often.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use netspawn_ebpf::{abi::Owner, verdict::Reason};
+
+use super::{
+    Agent,
+    monitor::{self, Monitors},
+    ready_line,
+};
+use crate::{
+    datapath::events::Report,
+    event::{Event, Kind},
+    model::DisplayMac,
+    plan::{self, State},
+    problem::Problem,
+    registry::{Conflict, Desired, MachineState},
+};
+
+/// How soon the same is said of a machine again.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// Tells problems once, and again when they come back after having gone.
+#[derive(Debug, Default)]
+pub(super) struct Told(Vec<Problem>);
+
+impl Told {
+    /// Logs those that are new.
+    pub(super) fn tell<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
+        let now: Vec<Problem> = problems.cloned().collect();
+        for problem in now.iter().filter(|problem| !self.0.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        self.0 = now;
+    }
+}
+
+/// Says the same of a machine once a minute at most.
+#[derive(Debug, Default)]
+pub(super) struct Complaints(HashMap<(Owner, Reason), (Instant, u32)>);
+
+impl Complaints {
+    /// How many like it have not been said since the last that was; `None` while
+    /// it is too soon for another.
+    fn next(&mut self, report: &Report, now: Instant) -> Option<u32> {
+        let key = (report.endpoint, report.reason);
+        match self.0.get_mut(&key) {
+            Some((said, unsaid)) if now.duration_since(*said) < COMPLAIN => {
+                *unsaid += 1;
+                None
+            }
+            _ => Some(self.0.insert(key, (now, 0)).map_or(0, |(_, unsaid)| unsaid)),
+        }
+    }
+}
+
+/// What has been said of machines and uplinks.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    machines: BTreeMap<String, (MachineState, Vec<Conflict>)>,
+    /// Names by ifindex; `None` before the first look.
+    uplinks: Option<BTreeMap<u32, String>>,
+}
+
+impl Known {
+    /// Names of the machines.
+    pub(super) fn machines(&self) -> impl Iterator<Item = &str> {
+        self.machines.keys().map(String::as_str)
+    }
+}
+
+impl Agent {
+    /// Says what has changed.
+    pub(super) fn tell(&mut self, desired: &Desired) {
+        self.tell_machines(desired);
+        self.tell_uplinks();
+        self.tell_status(desired);
+    }
+
+    /// Has `systemctl status` show what is served, as the `ready:` line does.
+    fn tell_status(&mut self, desired: &Desired) {
+        if !self.service.exists() {
+            return;
+        }
+        match ready_line(&mut self.plane, desired, self.observer.host()) {
+            Ok(line) => self.service.status(line.trim_start_matches("ready: ")),
+            Err(error) => tracing::debug!("cannot tell systemd what is served: {error:#}"),
+        }
+    }
+
+    /// Tells those who follow why the agent ends, and has no more for them.
+    pub(super) fn tell_end(&mut self) {
+        self.monitors.tell(|| Event {
+            message: self.end.map(str::to_owned),
+            ..Event::new(Kind::End)
+        });
+        self.monitors = Monitors::default();
+    }
+
+    /// Says which machines came, went, or changed their state.
+    fn tell_machines(&mut self, desired: &Desired) {
+        let mut machines = BTreeMap::new();
+        for machine in &desired.machines {
+            let now = (machine.state, machine.conflicts.clone());
+            let before = self.known.machines.remove(&machine.name);
+            if before.as_ref().map(|(state, _)| *state) != Some(machine.state) {
+                tracing::info!(
+                    machine = machine.name,
+                    interface = machine.interface,
+                    state = machine.state.name(),
+                    "{} is {} ({})",
+                    machine.name,
+                    machine.state.name(),
+                    machine.interface.as_deref().unwrap_or("no port"),
+                );
+            }
+            if before.as_ref() != Some(&now) {
+                self.monitors.tell(|| Event {
+                    machine: Some(machine.name.clone()),
+                    interface: machine.interface.clone(),
+                    state: Some(machine.state.name().into()),
+                    conflicts: machine.conflicts.clone(),
+                    ..Event::new(Kind::Machine)
+                });
+            }
+            machines.insert(machine.name.clone(), now);
+        }
+        for name in std::mem::replace(&mut self.known.machines, machines).into_keys() {
+            tracing::info!(machine = name, state = "gone", "{name} is gone");
+            self.monitors.tell(|| Event {
+                machine: Some(name),
+                state: Some("gone".into()),
+                ..Event::new(Kind::Machine)
+            });
+        }
+    }
+
+    /// Tells which uplinks came and went.
+    pub(super) fn tell_uplinks(&mut self) {
+        let host = self.observer.host();
+        let name = |ifindex: &u32| host.links.get(ifindex).map(|link| link.name.clone());
+        let uplinks = &self.plane.state().uplinks;
+        let now = uplinks.keys().map(|ifindex| (*ifindex, name(ifindex)));
+        let now: BTreeMap<u32, String> = now
+            .map(|(ifindex, name)| (ifindex, name.unwrap_or_else(|| "?".to_owned())))
+            .collect();
+        let before = self.known.uplinks.replace(now.clone());
+        // Those of the start are in the `ready:` line.
+        let Some(before) = before.filter(|before| !before.keys().eq(now.keys())) else {
+            return;
+        };
+        let attached = self.plane.attached().unwrap_or_default();
+        let tell = |ifindex: &u32, name: &str, state: &'static str| {
+            let view = attached.iter().find(|view| view.ifindex == *ifindex);
+            self.monitors.tell(|| Event {
+                interface: Some(name.to_owned()),
+                state: Some(state.into()),
+                mode: view.map(|view| view.mode.clone().into()),
+                ..Event::new(Kind::Uplink)
+            });
+        };
+        for (ifindex, name) in &before {
+            if !now.contains_key(ifindex) {
+                let there = self.observer.host().links.contains_key(ifindex);
+                tell(ifindex, name, if there { "detached" } else { "gone" });
+            }
+        }
+        for (ifindex, name) in &now {
+            if !before.contains_key(ifindex) {
+                tell(ifindex, name, "attached");
+            }
+        }
+    }
+
+    /// Says who sends what is not theirs, and defends addresses.
+    pub(super) fn heed(&mut self, reports: Vec<Report>) {
+        let now = Instant::now();
+        let state = self.plane.state();
+        let links = &self.observer.host().links;
+        for report in reports {
+            // Two uplinks on one network hear each other.
+            if state.uplinks.values().any(|ours| ours.mac == report.mac) {
+                continue;
+            }
+            let wanted = self.monitors.wants(&report);
+            let unsaid = self.complaints.next(&report, now);
+            if wanted || unsaid.is_some() {
+                let event = Event::reported(
+                    &report,
+                    machine(state, report.endpoint),
+                    links.get(&report.ifindex).map(|link| link.name.clone()),
+                );
+                if let Some(unsaid) = unsaid {
+                    complain(&event, unsaid);
+                }
+                if wanted {
+                    let time = monitor::when(&report);
+                    self.monitors.tell(|| Event { time, ..event });
+                }
+            }
+            if let (Reason::AddressConflict, Some(address)) = (report.reason, report.address)
+                && self.announcements.defend(address, now)
+            {
+                self.monitors.tell(|| Event {
+                    machine: machine(state, report.endpoint),
+                    mac: Some(DisplayMac(report.mac).to_string()),
+                    address: Some(address),
+                    cause: Some("conflict".into()),
+                    ..Event::new(Kind::Announce)
+                });
+            }
+        }
+    }
+}
+
+fn machine(state: &State, id: Owner) -> Option<String> {
+    let entry = state.endpoints.get(&id)?;
+    Some(plan::text(&entry.name))
+}
+
+fn complain(event: &Event, unsaid: u32) {
+    let more = match unsaid {
+        0 => String::new(),
+        unsaid => format!("; {unsaid} times more since this was last said"),
+    };
+    tracing::warn!(
+        machine = event.machine,
+        interface = event.interface,
+        reason = event.reason.as_deref(),
+        mac = event.mac,
+        address = event.address.map(|address| address.to_string()),
+        "{}: {}{more}",
+        event.machine.as_deref().unwrap_or("?"),
+        event.words()
+    );
+}
