@@ -4,12 +4,12 @@ use crate::abi::{Endpoint, NOBODY, NextHop, Owner};
 use crate::wire::Mac;
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $kind:ident, $name:literal;)*) => {
+    ($($(#[doc = $line:literal])+ $variant:ident = $kind:ident, $name:literal;)*) => {
         /// Why a frame was passed, dropped, answered or forwarded. Each has a
         /// counter in [`crate::abi::map::COUNTS`] under its number.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Reason { $($(#[$doc])* $variant,)* }
+        pub enum Reason { $($(#[doc = $line])+ $variant,)* }
 
         impl Reason {
             /// All reasons, in the order of their numbers.
@@ -18,6 +18,11 @@ macro_rules! reasons {
             /// The name that users look up.
             pub const fn name(self) -> &'static str {
                 match self { $(Reason::$variant => $name,)* }
+            }
+
+            /// When it is counted, in a sentence for users.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Reason::$variant => concat!($($line),+).trim_ascii(),)* }
             }
 
             /// What happens to a frame for this reason.
@@ -385,6 +390,24 @@ impl<'a> Verdict<'a> {
             from,
             hop: Some(hop),
             ..Self::new(Action::ToHost, Reason::ForwardedOut)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meanings_are_one_sentence_each() {
+        for reason in Reason::ALL {
+            let meaning = reason.meaning();
+            let broken = meaning.contains("  ") || meaning.contains('\n');
+            assert!(
+                meaning.ends_with('.') && meaning.trim() == meaning && !broken,
+                "{}: {meaning:?}",
+                reason.name()
+            );
         }
     }
 }

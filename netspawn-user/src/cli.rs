@@ -120,6 +120,8 @@ Example:
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print a page of the manual
+    Man(ManArgs),
 }
 
 /// How frames are taken from the uplink.
@@ -306,6 +308,21 @@ pub struct GuestArgs {
     /// Put it into the machine's root folder, as /etc/systemd/network/10-netspawn.network
     #[arg(long, value_name = "DIR")]
     pub install: Option<PathBuf>,
+}
+
+/// `man`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  netspawn-xdp man | man -l -
+  netspawn-xdp man attach | man -l -
+  netspawn-xdp man --dir /usr/local/share/man/man1")]
+pub struct ManArgs {
+    /// Command whose page it is [default: the page of the whole]
+    pub command: Option<String>,
+    /// Write all pages into a folder instead
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub dir: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -1,17 +1,6 @@
 //! `CONFIGDIR/netspawn.toml`: defaults for the options of `attach`, and policy.
 //!
-//! ```toml
-//! [attach]                      # each key is the option of the same name
-//! uplinks = ["eth0"]            # for an `attach` that names none
-//! mode = "auto"                 # auto, tc, xdp
-//! source = ["files"]
-//! max-machines = 16384
-//! max-addresses = 131072
-//!
-//! [policy]
-//! isolation = "drop"            # between tenants: drop, route
-//! host = "allow"                # machines reaching the host: allow, deny
-//! ```
+//! `packaging/netspawn.toml` has every key with its default.
 //!
 //! The command line wins over the file. `attach` refuses to start with a file
 //! that has a fault, because the fault may be in the policy; an agent that is
@@ -137,8 +126,12 @@ impl Config {
     }
 }
 
+/// Keys of `[attach]`.
+const ATTACH_KEYS: &[&str] = &["uplinks", "mode", "source", "max-machines", "max-addresses"];
+/// Keys of `[policy]`.
+const POLICY_KEYS: &[&str] = &["isolation", "host"];
+
 fn attach<'t>(document: &mut Document<'t>, section: &Value<'t>) -> AttachDefaults {
-    const KNOWN: &[&str] = &["uplinks", "mode", "source", "max-machines", "max-addresses"];
     let mut defaults = AttachDefaults::default();
     let Some(table) = document.table("attach", section) else {
         return defaults;
@@ -179,7 +172,7 @@ fn attach<'t>(document: &mut Document<'t>, section: &Value<'t>) -> AttachDefault
                 defaults.max_addresses =
                     document.integer(&field, value, "max-addresses = 131072", count);
             }
-            _ => document.unknown(&field, key.span(), name, KNOWN),
+            _ => document.unknown(&field, key.span(), name, ATTACH_KEYS),
         }
     }
     defaults
@@ -210,7 +203,7 @@ fn policy<'t>(document: &mut Document<'t>, section: &Value<'t>) -> Policy {
                     })
                     .unwrap_or_default();
             }
-            _ => document.unknown(&field, key.span(), name, &["isolation", "host"]),
+            _ => document.unknown(&field, key.span(), name, POLICY_KEYS),
         }
     }
     policy
@@ -345,6 +338,28 @@ mod tests {
             config.policy.flags(),
             settings_flag::ISOLATION_ROUTE | settings_flag::HOST_DENY
         );
+    }
+
+    #[test]
+    fn packaged_file_has_every_key_with_its_default() {
+        let packaged = include_str!("../../packaging/netspawn.toml");
+        assert_eq!(parse(packaged).unwrap(), Config::default());
+        let text = document::uncommented(packaged);
+        let keys: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| Some(line.split_once(" = ")?.0))
+            .collect();
+        assert_eq!(keys, [ATTACH_KEYS, POLICY_KEYS].concat());
+        let config = parse(&text).unwrap();
+        assert_eq!(config.policy, Policy::default());
+        let set = AttachSettings::new(&AttachArgs::default(), &config.attach).unwrap();
+        let uplinks = AttachArgs {
+            uplinks: vec!["eth0".to_owned()],
+            ..AttachArgs::default()
+        };
+        let default = AttachSettings::new(&uplinks, &AttachDefaults::default()).unwrap();
+        assert_eq!(set, default);
     }
 
     #[test]

@@ -251,3 +251,14 @@ fn kind(value: &DeValue<'_>) -> &'static str {
         DeValue::Table(_) => "a table",
     }
 }
+/// A packaged file with the keys that it shows as comments (`#key = value`; prose has a
+/// space after the `#`).
+#[cfg(test)]
+pub fn uncommented(packaged: &str) -> String {
+    let shown = |line: &str| line.starts_with('#') && !line.starts_with("# ");
+    packaged
+        .lines()
+        .map(|line| if shown(line) { &line[1..] } else { line })
+        .flat_map(|line| [line, "\n"])
+        .collect()
+}

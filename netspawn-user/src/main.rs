@@ -50,6 +50,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
         Command::Import(args) => commands::import::run(global, args),
         Command::Guest(args) => commands::guest::run(global, args, plane),
         Command::Completions { shell } => commands::completions::run(*shell),
+        Command::Man(args) => commands::man::run(args),
     }
 }
 

@@ -23,8 +23,8 @@ use std::{
 use ipnet::IpNet;
 use netspawn_ebpf::{
     abi::{
-        Endpoint, EndpointEntry, HOST, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, MAX_XDP_PORTS, NAME_LEN,
-        NextHop, Settings, Uplink, endpoint_flag, nexthop_flag,
+        Endpoint, EndpointEntry, HOST, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, MAX_XDP_PORTS,
+        NAME_LEN, NextHop, Settings, Uplink, endpoint_flag, nexthop_flag,
     },
     wire::{Ipv6, Mac},
 };

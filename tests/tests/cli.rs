@@ -92,6 +92,7 @@ fn help_is_for_people() {
         "import",
         "guest",
         "completions",
+        "man",
     ] {
         assert_snapshot!(format!("help_{command}"), bare(&[&format!("{command} -h")]));
     }
@@ -128,6 +129,7 @@ fn senseless_command_lines_are_usage_errors() {
             "guest",
             "guest we/b",
             "completions nosh",
+            "man atach",
         ]),
     );
 }

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     build::{self, target_dir, workspace},
+    docs,
     ebpf::{Prebuilt, Toolchain},
     run::{show, step},
     setup,
@@ -20,11 +21,11 @@ pub fn run(_args: Args) -> Result<()> {
     checks(setup::ready()?.as_ref())
 }
 
-/// Formatting, lints for the host and for the bpf target, the prebuilt object. Goes on
+/// Formatting, lints for the host and for the bpf target, documents, the prebuilt object. Goes on
 /// after a failure, and fails with the names of all that failed.
 pub fn checks(toolchain: Option<&Toolchain>) -> Result<()> {
     type Check = fn(Option<&Toolchain>) -> Result<()>;
-    let all: [(&str, Check); 5] = [
+    let all: [(&str, Check); 6] = [
         ("formatting", |_| {
             show(cargo().args(["fmt", "--all", "--check"]))
         }),
@@ -39,6 +40,7 @@ pub fn checks(toolchain: Option<&Toolchain>) -> Result<()> {
             ]))
         }),
         ("lints for the bpf target", bpf_lints),
+        ("freshness of documents", |_| docs::check()),
         ("freshness of the prebuilt object", prebuilt_is_fresh),
         ("a build from the prebuilt object", |_| prebuilt_is_used()),
     ];

@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod demo;
 mod differential;
+mod docs;
 mod ebpf;
 mod fuzz;
 mod kernels;
@@ -45,7 +46,9 @@ enum Verb {
     Bench(bench::Args),
     /// Raises, enters or removes a lab of network namespaces
     Lab(lab::Args),
-    /// Runs the checks alone: formatting, lints, freshness of the prebuilt object
+    /// Writes the parts of the documents that follow from the code
+    Docs(docs::Args),
+    /// Runs the checks alone: formatting, lints, freshness of the prebuilt object and of documents
     Ci(ci::Args),
 }
 
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Lab(args) => lab::run(args),
+        Verb::Docs(args) => docs::run(args),
         Verb::Ci(args) => ci::run(args),
     };
     match result {

@@ -13,8 +13,8 @@ use aya_ebpf::{
 use netspawn_ebpf::{
     abi::{
         Budget, DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, EVENTS_SIZE, Endpoint,
-        EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, MAX_XDP_PORTS, NOBODY, Near, NextHop, Owner, Settings, Traffic,
-        UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
+        EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, MAX_XDP_PORTS, NOBODY, Near, NextHop, Owner,
+        Settings, Traffic, UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
     },
     tables::Tables,
     verdict::Reason,

@@ -9,6 +9,7 @@ pub mod detach;
 pub mod guest;
 pub mod import;
 pub mod list;
+pub mod man;
 pub mod monitor;
 pub mod remove;
 pub mod status;

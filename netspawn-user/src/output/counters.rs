@@ -64,19 +64,6 @@ impl Report for CountersReport {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_reason_is_in_the_reference() {
-        let reference = include_str!("../../../docs/reference.md");
-        for reason in Reason::ALL {
-            let row = format!("| `{}` |", reason.name());
-            assert!(
-                reference.contains(&row),
-                "docs/reference.md lacks {}",
-                reason.name()
-            );
-        }
-    }
-
     fn report() -> CountersReport {
         CountersReport::new(|reason| match reason {
             Reason::NotOwned => 1000,

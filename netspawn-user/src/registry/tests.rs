@@ -220,7 +220,9 @@ fn xdp_forwards_to_few_ports_only() {
     let flagged = |world: &World| {
         let endpoints = world.resolve().state.endpoints;
         let flags = endpoints.values().map(|entry| entry.forward.flags);
-        flags.filter(|flags| flags & endpoint_flag::XDP != 0).count()
+        flags
+            .filter(|flags| flags & endpoint_flag::XDP != 0)
+            .count()
     };
     assert_eq!(flagged(&world), MAX_XDP_PORTS as usize);
     world.declare("more", &["203.0.113.2"]);

@@ -421,15 +421,23 @@ mod tests {
         }
     }
 
-    const FULL: &str = "interface = \"ve-web\"\n\
-        addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]\n\
-        tenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n\
-        any-mac = true\nsources = [\"10.8.0.0/24\"]\n";
+    const PACKAGED: &str = include_str!("../../../packaging/examples/web.toml");
+
+    #[test]
+    fn packaged_file_has_every_key() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", PACKAGED);
+        assert_eq!(dirs.read().problems, []);
+        let text = document::uncommented(PACKAGED);
+        for key in KNOWN {
+            assert!(text.contains(&format!("\n{key} = ")), "no {key}");
+        }
+    }
 
     #[test]
     fn every_key_is_read() {
         let mut dirs = Dirs::new();
-        dirs.config("web", FULL);
+        dirs.config("web", &document::uncommented(PACKAGED));
         let snapshot = dirs.read();
         assert_eq!(snapshot.problems, []);
         assert_eq!(
@@ -441,6 +449,7 @@ mod tests {
                 interface: Some("ve-web".to_owned()),
                 addresses: vec![
                     "203.0.113.2/32".parse().unwrap(),
+                    "2001:db8::2/128".parse().unwrap(),
                     "2001:db8:1::/64".parse().unwrap()
                 ],
                 tenant: Some("acme".to_owned()),
@@ -455,7 +464,7 @@ mod tests {
     #[test]
     fn run_replaces_each_key_it_names() {
         let mut dirs = Dirs::new();
-        dirs.config("web", FULL);
+        dirs.config("web", &document::uncommented(PACKAGED));
         dirs.run("web", "addresses = [\"203.0.113.3\"]\nvlan = 31\n");
         let snapshot = dirs.read();
         let web = &snapshot.declarations["web"];
@@ -586,7 +595,7 @@ mod tests {
             nix::sys::stat::Mode::S_IRUSR,
         )
         .unwrap();
-        fs::write(dirs.config.join("machines/a b.toml"), FULL).unwrap();
+        fs::write(dirs.config.join("machines/a b.toml"), PACKAGED).unwrap();
         fs::write(dirs.config.join("machines/.web.toml"), "x").unwrap();
         fs::write(dirs.config.join("machines/web.toml~"), "x").unwrap();
         let snapshot = dirs.read();
@@ -614,7 +623,7 @@ mod tests {
     #[test]
     fn file_that_becomes_bad_keeps_last_good_and_gone_file_withdraws() {
         let mut dirs = Dirs::new();
-        dirs.config("web", FULL);
+        dirs.config("web", &document::uncommented(PACKAGED));
         let good = dirs.read().declarations;
         dirs.config("web", "addresses = [");
         for _ in 0..2 {
@@ -629,7 +638,7 @@ mod tests {
     #[test]
     fn bad_file_of_higher_rank_does_not_uncover_the_lower() {
         let mut dirs = Dirs::new();
-        dirs.config("web", FULL);
+        dirs.config("web", &document::uncommented(PACKAGED));
         dirs.run("web", "addresses = [\"203.0.113.300\"]");
         let snapshot = dirs.read();
         assert!(snapshot.declarations.is_empty());
@@ -639,7 +648,7 @@ mod tests {
     #[test]
     fn folder_that_cannot_be_listed_loses_nothing() {
         let mut dirs = Dirs::new();
-        dirs.config("web", FULL);
+        dirs.config("web", &document::uncommented(PACKAGED));
         let good = dirs.read().declarations;
         fs::remove_dir_all(dirs.config.join(FOLDER)).unwrap();
         fs::write(dirs.config.join(FOLDER), "").unwrap();
@@ -652,7 +661,7 @@ mod tests {
     #[test]
     fn written_declaration_is_read_back() {
         let mut dirs = Dirs::new();
-        dirs.config("web", FULL);
+        dirs.config("web", &document::uncommented(PACKAGED));
         let mut web = dirs.read().declarations["web"].clone();
         fs::remove_file(machine_path(&dirs.config, "web")).unwrap();
         fs::remove_dir_all(&dirs.run).unwrap();
@@ -660,7 +669,7 @@ mod tests {
         assert_eq!(
             fs::read_to_string(&path).unwrap(),
             "interface = \"ve-web\"\naddresses = [\n    \"203.0.113.2\",\n    \
-             \"2001:db8:1::/64\",\n]\ntenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n\
+             \"2001:db8::2\",\n    \"2001:db8:1::/64\",\n]\ntenant = \"acme\"\nmac = \"02:00:00:00:00:05\"\nvlan = 30\n\
              any-mac = true\nsources = [\"10.8.0.0/24\"]\n"
         );
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
@@ -673,8 +682,8 @@ mod tests {
     #[test]
     fn remove_names_the_file_to_edit() {
         let dirs = Dirs::new();
-        dirs.config("web", FULL);
-        dirs.run("web", FULL);
+        dirs.config("web", &document::uncommented(PACKAGED));
+        dirs.run("web", &document::uncommented(PACKAGED));
         let configured = machine_path(&dirs.config, "web");
         assert_eq!(
             remove_machine(&dirs.run, &dirs.config, "web").unwrap(),
@@ -692,7 +701,7 @@ mod tests {
                 .to_string()
                 .starts_with("no machine nobody is declared")
         );
-        dirs.run("db", FULL);
+        dirs.run("db", PACKAGED);
         assert_eq!(
             remove_machine(&dirs.run, &dirs.config, "db").unwrap(),
             Removed::Withdrawn
