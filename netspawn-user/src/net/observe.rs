@@ -247,6 +247,8 @@ pub struct Observer {
     changes: Changes,
     /// When gathering of the present burst ends.
     settle: Option<Instant>,
+    /// Not before this does it end.
+    settle_after: Instant,
     /// Not before this are routes read again.
     routes_after: Instant,
     /// `host` differs from what was last reported.
@@ -281,6 +283,7 @@ impl Observer {
             tables,
             changes: Changes::default(),
             settle: None,
+            settle_after: Instant::now(),
             routes_after: Instant::now(),
             unreported: false,
             refresh_after: Instant::now(),
@@ -313,6 +316,12 @@ impl Observer {
     /// namespaces.
     pub fn refresh(&mut self) {
         self.changes.tables |= self.refresh_after <= Instant::now();
+    }
+
+    /// Has events gathered for so long before the next `changed` reports them: of many
+    /// that come one after the other, each would cost the reader as much as all of them.
+    pub fn rest(&mut self, time: Duration) {
+        self.settle_after = Instant::now() + time;
     }
 
     /// Reads everything anew, at once. Blocks.
@@ -372,7 +381,7 @@ impl Observer {
         }
         let settle = *self.settle.get_or_insert_with(|| {
             self.noticed = Instant::now();
-            self.noticed + SETTLE
+            self.settle_after.max(self.noticed + SETTLE)
         });
         Some(if self.changes.urgent() {
             settle
