@@ -314,7 +314,6 @@ impl Agent {
                 .synced(started.elapsed(), result.is_ok(), wanted);
         }
         let desired = result?;
-        self.show(&desired);
         for (ifindex, when) in self.plane.take_newly_guarded() {
             let name = self.observer.host().links.get(&ifindex);
             let after = when.saturating_duration_since(self.observer.noticed());
@@ -330,14 +329,6 @@ impl Agent {
         self.queue_announcements();
         self.last_sync = Some(Timestamp::now());
         Ok(desired)
-    }
-
-    /// Has metrics tell what was made of the declarations.
-    fn show(&self, desired: &Desired) {
-        if let Some(metrics) = &self.metrics {
-            let faults = self.snapshot.problems.len();
-            metrics.known().resolved(desired, faults);
-        }
     }
 
     /// When to try again, if it failed.

@@ -41,7 +41,6 @@ impl Agent {
                 self.tell(&desired);
                 let metrics = self.metrics.as_ref();
                 response.metrics = metrics.map(|metrics| metrics.address().clone());
-                self.show(&desired);
             }
             Request::Detach { uplinks } => {
                 self.refresh()?;

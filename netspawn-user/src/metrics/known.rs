@@ -61,6 +61,7 @@ impl Known {
 
     /// Takes note of what was made of the declarations, which have faults of their own.
     pub fn resolved(&mut self, desired: &Desired, faults: usize) {
+        self.wanted = Size::of(&desired.state);
         self.problems = faults + desired.problems.len();
         let conflicts = desired
             .machines

@@ -8,7 +8,7 @@ mod serving;
 
 use anyhow::Result;
 use etherparse::PacketBuilder;
-use netspawn_tests::{GATEWAY4, HOST0, Lab, Machine, send_frame};
+use netspawn_tests::{GATEWAY4, HOST0, Lab, Machine, send_frames};
 
 /// Where the agent serves in the host of a lab, which nothing else uses.
 const ADDRESS: &str = "127.0.0.1:9469";
@@ -24,8 +24,5 @@ fn spoof(lab: &Lab, machine: &Machine, count: usize) -> Result<()> {
         .ipv4([192, 0, 2, 66], GATEWAY4.octets(), 64)
         .udp(4000, 4000)
         .write(&mut frame, b"not mine")?;
-    for _ in 0..count {
-        send_frame(&machine.ns, HOST0, &frame)?;
-    }
-    Ok(())
+    send_frames(&machine.ns, HOST0, &frame, count)
 }
