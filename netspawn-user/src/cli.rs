@@ -178,9 +178,9 @@ pub struct AttachArgs {
     /// Print what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Serve metrics to Prometheus at http://ADDR:PORT/metrics, or at a unix socket: its
-    /// path after unix: [default: off]
-    #[arg(long, value_name = "ADDR:PORT|unix:PATH", conflicts_with = "once")]
+    /// Serve metrics to Prometheus, at an address and port of the host or at
+    /// unix:PATH [default: off]
+    #[arg(long, value_name = "ADDR", conflicts_with = "once")]
     pub metrics: Option<metrics::Address>,
     /// Machines to have room for [default: 16384]
     #[arg(long, value_name = "N", value_parser = entries())]
