@@ -16,6 +16,8 @@ const CHUNK: usize = 1 << 20;
 /// Entries that one call asks for at least: those of a hash map come by buckets, of
 /// which the largest has to fit.
 const LEAST: usize = 64;
+/// How often an entry may be removed while it is looked at.
+const TRIES: u32 = 100;
 
 /// What a map's entries look like to a reader.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +69,7 @@ pub fn each(
     // A bucket's number, or a key.
     let mut place = vec![0_u8; shape.key.max(4)];
     let mut first = true;
+    let mut tries = TRIES;
     while left > 0 {
         let asked = count.min(left);
         let mut keys = vec![0_u8; asked * shape.key];
@@ -80,10 +83,16 @@ pub fn each(
         attr.batch.count = u32::try_from(asked).unwrap_or(u32::MAX);
         attr.batch.map_fd = map.as_raw_fd().cast_unsigned();
         let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+        // SAFETY: the kernel has written the number of entries.
+        let got = (unsafe { attr.batch.count } as usize).min(asked);
         let last = match result {
-            Ok(_) => false,
+            Ok(_) => got == 0,
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOENT) => true,
+                Some(libc::EINTR) if tries > 0 => {
+                    tries -= 1;
+                    false
+                }
                 // The next bucket has more entries than were asked for.
                 Some(libc::ENOSPC) if count < shape.entries as usize => {
                     count *= 2;
@@ -93,8 +102,6 @@ pub fn each(
                 _ => return Err(error),
             },
         };
-        // SAFETY: the kernel has written the number of entries.
-        let got = (unsafe { attr.batch.count } as usize).min(asked);
         for (key, value) in keys
             .chunks_exact(shape.key)
             .zip(values.chunks_exact(shape.value))
@@ -105,8 +112,11 @@ pub fn each(
         if last {
             break;
         }
-        left = left.saturating_sub(got);
-        first = false;
+        // Without an entry there is no new place to go on from.
+        if got > 0 {
+            left = left.saturating_sub(got);
+            first = false;
+        }
     }
     Ok(())
 }

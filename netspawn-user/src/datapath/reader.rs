@@ -175,7 +175,7 @@ impl Reader {
     /// When the kernel does not tell.
     pub fn read(&mut self) -> Result<Readings> {
         let mut readings = Readings {
-            uplinks: self.read_uplinks()?,
+            uplinks: self.read_uplinks(),
             events_lost: self.count(EVENTS_LOST).ok(),
             ..Readings::default()
         };
@@ -215,7 +215,7 @@ impl Reader {
         Ok(readings)
     }
 
-    fn read_uplinks(&mut self) -> Result<Vec<UplinkReading>> {
+    fn read_uplinks(&mut self) -> Vec<UplinkReading> {
         let mut readings = Vec::new();
         for uplink in self.pins.uplinks() {
             if uplink.master.is_some() {
@@ -227,10 +227,12 @@ impl Reader {
                 .iter()
                 .map(|(hook, path)| (*hook, path.as_path()))
                 .collect();
+            // On one that was just deleted there is nothing to ask for.
             let found = match uplink.has_programs() {
-                true => self.uplinks.query(uplink.ifindex, &links)?,
-                false => Vec::new(),
+                true => self.uplinks.query(uplink.ifindex, &links),
+                false => Ok(Vec::new()),
             };
+            let found = found.unwrap_or_default();
             let wanted = LINKS
                 .into_iter()
                 .filter(|(_, file)| uplink.xdp || *file != "xdp");
@@ -245,7 +247,7 @@ impl Reader {
                 name: uplink.name,
             });
         }
-        Ok(readings)
+        readings
     }
 
     fn count(&self, index: u32) -> Result<u64> {
