@@ -308,7 +308,12 @@ impl AttachSettings {
                     || Source::DEFAULT.into(),
                     |named| named.iter().copied().collect(),
                 ),
-            metrics: args.metrics.clone().or_else(|| defaults.metrics.clone()),
+            metrics: args
+                .metrics
+                .as_ref()
+                .or(defaults.metrics.as_ref())
+                .filter(|place| **place != Address::Off)
+                .cloned(),
             max_machines: args
                 .max_machines
                 .or(defaults.max_machines)

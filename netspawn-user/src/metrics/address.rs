@@ -8,6 +8,8 @@ use crate::problem::Fault;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Address {
+    /// Nowhere.
+    Off,
     /// At an address and port of the host.
     Tcp(SocketAddr),
     /// At a socket in the file system.
@@ -18,6 +20,9 @@ impl FromStr for Address {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<Self, Fault> {
+        if text == "off" {
+            return Ok(Address::Off);
+        }
         let example = "write ADDR:PORT, such as 127.0.0.1:9469 or [::1]:9469, or unix:/PATH";
         if let Some(path) = text.strip_prefix("unix:") {
             return match path.starts_with('/') && !path.ends_with('/') {
@@ -57,6 +62,7 @@ impl fmt::Display for Address {
     /// As on the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Address::Off => f.write_str("off"),
             Address::Tcp(address) => address.fmt(f),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
@@ -70,6 +76,7 @@ mod tests {
     #[test]
     fn addresses_are_read_as_they_are_shown() {
         for text in [
+            "off",
             "127.0.0.1:9469",
             "[::1]:9469",
             "[2001:db8::1]:80",

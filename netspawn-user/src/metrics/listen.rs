@@ -1,6 +1,6 @@
 use std::{
     fs, io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::unix::{
         fs::FileTypeExt as _,
         net::{UnixListener, UnixStream},
@@ -48,7 +48,8 @@ impl Listener {
     /// When it cannot be taken: then nothing has changed.
     pub fn bind(address: &Address) -> Result<Self> {
         let bound = match address {
-            Address::Tcp(_) => bind_tcp(address).map(|socket| (Socket::Tcp(socket), None)),
+            Address::Off => Err(anyhow!("nothing is served there")),
+            Address::Tcp(at) => bind_tcp(*at).map(|socket| (Socket::Tcp(socket), None)),
             Address::Unix(path) => {
                 bind_unix(path).map(|socket| (Socket::Unix(socket), Some(SocketFile(path.clone()))))
             }
@@ -62,10 +63,7 @@ impl Listener {
     }
 }
 
-fn bind_tcp(address: &Address) -> Result<TcpListener> {
-    let Address::Tcp(address) = address else {
-        bail!("{address} is no port");
-    };
+fn bind_tcp(address: SocketAddr) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow!(
             "another process listens there (`ss -ltnp 'sport = :{}'` shows which); end it, or \
