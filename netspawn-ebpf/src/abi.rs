@@ -5,7 +5,10 @@
 //! any layout, map name or meaning raises [`VERSION`], because pinned maps
 //! outlive the process that made them.
 
-use crate::wire::{Ipv4, Ipv6, Mac, Words6};
+use crate::{
+    verdict::Reason,
+    wire::{Ipv4, Ipv6, Mac, Words6},
+};
 
 /// Version of everything in this module; names the pin folder (`v1`).
 pub const VERSION: u32 = 1;
@@ -42,7 +45,8 @@ pub mod map {
     pub const NEAR: &str = "near";
     /// Array of one [`super::Settings`].
     pub const SETTINGS: &str = "settings";
-    /// Per-CPU array: [`crate::verdict::Reason`] to a count of frames (u64).
+    /// Per-CPU array: [`crate::verdict::Reason`] to a count of frames (u64), and
+    /// [`super::EVENTS_LOST`] to one of events.
     pub const COUNTS: &str = "counts";
     /// Per-CPU array: endpoint id to [`super::Traffic`].
     pub const TRAFFIC: &str = "traffic";
@@ -339,6 +343,10 @@ pub struct Budget {
 
 /// Bytes of the frame in an [`Event`]: an advertisement with its option, and more.
 pub const SNAP_LEN: usize = 96;
+/// Index into [`map::COUNTS`] of the events that found no room in [`map::EVENTS`].
+pub const EVENTS_LOST: u32 = Reason::ALL.len() as u32;
+/// Entries of [`map::COUNTS`].
+pub const COUNTS_ENTRIES: u32 = EVENTS_LOST + 1;
 /// Bytes of [`map::EVENTS`].
 pub const EVENTS_SIZE: u32 = 1 << 18;
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io};
 
 use clap::CommandFactory as _;
 use netspawn_ebpf::verdict::{Kind, Reason};
-use netspawn_user::cli::Cli;
+use netspawn_user::{cli::Cli, metrics::catalog};
 
 /// Columns of help texts, so that they fit the page.
 const WIDTH: usize = 88;
@@ -14,6 +14,7 @@ fn main() -> io::Result<()> {
     let parts: BTreeMap<&str, String> = [
         ("commands", commands()),
         ("reasons", reasons()),
+        ("metrics", metrics()),
         (
             "netspawn.toml",
             file("toml", include_str!("../../packaging/netspawn.toml")),
@@ -78,6 +79,22 @@ fn reasons() -> String {
             Kind::Forward => "forward",
         };
         text += &format!("| {kind} | `{}` | {} |\n", reason.name(), reason.meaning());
+    }
+    text
+}
+
+/// Every metric with its kind, its labels and what it tells.
+fn metrics() -> String {
+    let mut text = String::from("| metric | kind | labels | what |\n|---|---|---|---|\n");
+    for metric in catalog::ALL {
+        let labels = metric.labels.iter().map(|name| format!("`{name}`"));
+        text += &format!(
+            "| `{}` | {} | {} | {} |\n",
+            metric.name,
+            metric.kind.name(),
+            labels.collect::<Vec<_>>().join(", "),
+            metric.help
+        );
     }
     text
 }

@@ -10,7 +10,7 @@ use netspawn_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{config::MAX_ENTRIES, fields, problem::Fault, source::Source};
+use crate::{config::MAX_ENTRIES, fields, metrics, problem::Fault, source::Source};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -159,6 +159,7 @@ CONFIGDIR/netspawn.toml.
 Examples:
   netspawn-xdp attach eth0
   netspawn-xdp attach eth0 eth1 --mode tc --once
+  netspawn-xdp attach eth0 --metrics 127.0.0.1:9469
   netspawn-xdp attach eth0 --dry-run")]
 pub struct AttachArgs {
     /// Interfaces that face the network; netspawn.toml may name the default
@@ -177,6 +178,10 @@ pub struct AttachArgs {
     /// Print what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Serve metrics to Prometheus, at an address and port of the host or at
+    /// unix:PATH [default: off]
+    #[arg(long, value_name = "ADDR", conflicts_with = "once")]
+    pub metrics: Option<metrics::Address>,
     /// Machines to have room for [default: 16384]
     #[arg(long, value_name = "N", value_parser = entries())]
     pub max_machines: Option<u32>,

@@ -14,6 +14,7 @@ use crate::{
     cli::{AttachArgs, Mode},
     document::{self, Document, Value},
     fields,
+    metrics::Address,
     outcome::Usage,
     problem::{Fault, Problem, did_you_mean},
     source::Source,
@@ -74,6 +75,8 @@ pub struct AttachDefaults {
     pub mode: Option<Mode>,
     /// `source`.
     pub source: Option<Vec<Source>>,
+    /// `metrics`.
+    pub metrics: Option<Address>,
     /// `max-machines`.
     pub max_machines: Option<u32>,
     /// `max-addresses`.
@@ -127,7 +130,14 @@ impl Config {
 }
 
 /// Keys of `[attach]`.
-const ATTACH_KEYS: &[&str] = &["uplinks", "mode", "source", "max-machines", "max-addresses"];
+const ATTACH_KEYS: &[&str] = &[
+    "uplinks",
+    "mode",
+    "source",
+    "metrics",
+    "max-machines",
+    "max-addresses",
+];
 /// Keys of `[policy]`.
 const POLICY_KEYS: &[&str] = &["isolation", "host"];
 
@@ -163,6 +173,10 @@ fn attach<'t>(document: &mut Document<'t>, section: &Value<'t>) -> AttachDefault
                     "source = [\"files\", \"machined\"]",
                     str::parse,
                 );
+            }
+            "metrics" => {
+                let example = "metrics = \"127.0.0.1:9469\"";
+                defaults.metrics = document.string(&field, value, example, str::parse);
             }
             "max-machines" => {
                 defaults.max_machines =
@@ -248,6 +262,8 @@ pub struct AttachSettings {
     pub mode: Mode,
     /// `--source`.
     pub sources: BTreeSet<Source>,
+    /// `--metrics`.
+    pub metrics: Option<Address>,
     /// `--max-machines`.
     pub max_machines: u32,
     /// `--max-addresses`.
@@ -292,6 +308,12 @@ impl AttachSettings {
                     || Source::DEFAULT.into(),
                     |named| named.iter().copied().collect(),
                 ),
+            metrics: args
+                .metrics
+                .as_ref()
+                .or(defaults.metrics.as_ref())
+                .filter(|place| **place != Address::Off)
+                .cloned(),
             max_machines: args
                 .max_machines
                 .or(defaults.max_machines)
@@ -325,13 +347,17 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             "[attach]\nuplinks = [\"eth0\", \"eth1\"]\nmode = \"tc\"\nsource = [\"files\"]\n\
-             max-machines = 10\nmax-addresses = 20\n\
+             metrics = \"unix:/run/metrics.sock\"\nmax-machines = 10\nmax-addresses = 20\n\
              [policy]\nisolation = \"route\"\nhost = \"deny\"\n",
         )
         .unwrap();
         assert_eq!(config.attach.uplinks, ["eth0", "eth1"]);
         assert_eq!(config.attach.mode, Some(Mode::Tc));
         assert_eq!(config.attach.source, Some(vec![Source::Files]));
+        assert_eq!(
+            config.attach.metrics,
+            Some(Address::Unix("/run/metrics.sock".into()))
+        );
         assert_eq!(config.attach.max_machines, Some(10));
         assert_eq!(config.attach.max_addresses, Some(20));
         assert_eq!(

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cli::Mode,
     event::Filter,
+    metrics::Address,
     net::namespace,
     outcome::Usage,
     output::AgentReport,
@@ -73,6 +74,9 @@ pub struct Response {
     /// The line that tells a person what is attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<String>,
+    /// Where the agent serves metrics, if it does; said of an attach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Address>,
     /// What could not be done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,

@@ -84,6 +84,14 @@ pub enum MachineState {
 }
 
 impl MachineState {
+    /// All of them.
+    pub const ALL: [MachineState; 4] = [
+        MachineState::Up,
+        MachineState::Waiting,
+        MachineState::Down,
+        MachineState::Conflict,
+    ];
+
     /// The name in tables and JSON.
     pub const fn name(self) -> &'static str {
         match self {

@@ -125,12 +125,20 @@ impl Capture {
 
 /// Sends a whole Ethernet frame out of an interface, unchanged.
 pub fn send_frame(ns: &Ns, interface: &str, frame: &[u8]) -> Result<()> {
+    send_frames(ns, interface, frame, 1)
+}
+
+/// Sends the same frame so many times. The kernel takes milliseconds to close the socket
+/// that each call makes.
+pub fn send_frames(ns: &Ns, interface: &str, frame: &[u8], count: usize) -> Result<()> {
     let socket = packet_socket(ns, interface, 0)?;
-    // SAFETY: the buffer is as long as said.
-    let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-    if usize::try_from(sent) != Ok(frame.len()) {
-        return Err(std::io::Error::last_os_error())
-            .with_context(|| format!("cannot send a frame on {interface}"));
+    for _ in 0..count {
+        // SAFETY: the buffer is as long as said.
+        let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        if usize::try_from(sent) != Ok(frame.len()) {
+            return Err(std::io::Error::last_os_error())
+                .with_context(|| format!("cannot send a frame on {interface}"));
+        }
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Counts what the programs do.
 
 use netspawn_ebpf::{
-    abi::{DropKey, NOBODY, Owner, Traffic},
+    abi::{DropKey, EVENTS_LOST, NOBODY, Owner, Traffic},
     verdict::Reason,
 };
 
@@ -10,7 +10,18 @@ use super::maps::{COUNTS, DROPS, TRAFFIC};
 /// Counts a frame under its reason.
 #[inline(always)]
 pub fn reason(reason: Reason) {
-    if let Some(count) = COUNTS.get_ptr_mut(reason as u32) {
+    count(reason as u32);
+}
+
+/// Counts an event that found no room.
+#[inline(always)]
+pub fn event_lost() {
+    count(EVENTS_LOST);
+}
+
+#[inline(always)]
+fn count(index: u32) {
+    if let Some(count) = COUNTS.get_ptr_mut(index) {
         // SAFETY: the slot is this CPU's own, and programs are not preempted by
         // themselves.
         unsafe { *count += 1 };

@@ -9,12 +9,13 @@ use netspawn_ebpf::{
 };
 
 use super::{
+    counters,
     maps::{BUDGETS, EVENTS},
     packet::Packet,
 };
 
-/// Tells of a frame, unless its endpoint has caused too many events already. Lost
-/// where nobody reads them.
+/// Tells of a frame, unless its endpoint has caused too many events already. Lost, and
+/// counted, where nobody reads them.
 #[inline(always)]
 pub fn tell(reason: Reason, endpoint: Owner, ifindex: u32, length: u32, frame: &Packet) {
     if !reason.is_told() || endpoint == NOBODY {
@@ -31,6 +32,7 @@ pub fn tell(reason: Reason, endpoint: Owner, ifindex: u32, length: u32, frame: &
         return;
     }
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
+        counters::event_lost();
         return;
     };
     let event = entry.as_mut_ptr();

@@ -12,16 +12,13 @@ use aya_ebpf::{
 };
 use netspawn_ebpf::{
     abi::{
-        Budget, DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, EVENTS_SIZE, Endpoint,
-        EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, MAX_XDP_PORTS, NOBODY, Near, NextHop, Owner,
-        Settings, Traffic, UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
+        Budget, COUNTS_ENTRIES, DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, EVENTS_SIZE,
+        Endpoint, EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, MAX_XDP_PORTS, NOBODY, Near, NextHop,
+        Owner, Settings, Traffic, UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
     },
     tables::Tables,
-    verdict::Reason,
     wire::{Ipv4, Words6},
 };
-
-const REASONS: u32 = Reason::ALL.len() as u32;
 
 #[map(name = "addrs4")]
 static ADDRS4: HashMap<Key4, Owner> = HashMap::with_max_entries(DEFAULT_MAX_ADDRESSES, 0);
@@ -56,7 +53,7 @@ static NEAR: Array<Near> = Array::with_max_entries(1, 0);
 #[map(name = "settings")]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map(name = "counts")]
-pub static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS, 0);
+pub static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTS_ENTRIES, 0);
 #[map(name = "traffic")]
 pub static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(DEFAULT_MAX_MACHINES, 0);
 #[map(name = "drops")]

@@ -36,6 +36,7 @@ use crate::{
         events::{Events, Report},
         plane::{Plane, Wanted},
     },
+    metrics::{Listener, Metrics},
     model::Host,
     net::{
         announce::{Queue, Sender, TIMES},
@@ -105,6 +106,7 @@ pub struct Agent {
     service: Service,
     /// Why it is to end.
     end: Option<&'static str>,
+    metrics: Option<Metrics>,
 }
 
 /// Why the loop turns.
@@ -135,6 +137,7 @@ impl Agent {
         mut observer: Observer,
         policy: Policy,
         enabled: &BTreeSet<Source>,
+        metrics: Option<Listener>,
     ) -> Result<Self> {
         let machined = if enabled.contains(&Source::Machined) {
             Some(Machined::follow().await)
@@ -149,6 +152,7 @@ impl Agent {
         observer
             .catch_up()
             .context("cannot follow the host's network")?;
+        let since = Timestamp::now();
         Ok(Agent {
             plane,
             sources: Sources::new(&global.config_dir, &global.run_dir, enabled.iter().copied()),
@@ -159,7 +163,7 @@ impl Agent {
             config_dir: global.config_dir.clone(),
             observer,
             netlink: Netlink::open()?,
-            since: Timestamp::now(),
+            since,
             last_sync: None,
             known: Known::default(),
             told: Told::default(),
@@ -171,6 +175,7 @@ impl Agent {
             monitors: Monitors::default(),
             service: Service::new(),
             end: None,
+            metrics: metrics.map(|listener| Metrics::new(listener, &global.bpf_dir, since)),
         })
     }
 
@@ -197,6 +202,9 @@ impl Agent {
         let desired = self.sync()?;
         let mut retry = None;
         self.renew_next_hops();
+        if let Some(metrics) = &mut self.metrics {
+            metrics.serve()?;
+        }
         let line = ready_line(&mut self.plane, &desired, self.observer.host())?;
         ready(&line)?;
         self.service.ready();
@@ -292,12 +300,20 @@ impl Agent {
         if let Some(machined) = &mut self.machined {
             self.snapshot.registered = machined.registered(self.observer.host());
         }
-        let desired = self.plane.sync(&Wanted {
+        let started = std::time::Instant::now();
+        let result = self.plane.sync(&Wanted {
             snapshot: &self.snapshot,
             host: self.observer.host(),
             policy: self.policy,
             deadline: self.deadline,
-        })?;
+        });
+        if let Some(metrics) = &self.metrics {
+            let wanted = self.plane.wanted();
+            metrics
+                .known()
+                .synced(started.elapsed(), result.is_ok(), wanted);
+        }
+        let desired = result?;
         for (ifindex, when) in self.plane.take_newly_guarded() {
             let name = self.observer.host().links.get(&ifindex);
             let after = when.saturating_duration_since(self.observer.noticed());

@@ -39,6 +39,8 @@ impl Agent {
                 let desired = self.attach(&uplinks, mode)?;
                 response.ready = Some(ready_line(&mut self.plane, &desired, self.observer.host())?);
                 self.tell(&desired);
+                let metrics = self.metrics.as_ref();
+                response.metrics = metrics.map(|metrics| metrics.address().clone());
             }
             Request::Detach { uplinks } => {
                 self.refresh()?;
@@ -53,6 +55,8 @@ impl Agent {
                 )?;
                 self.tell_uplinks();
                 if self.plane.uplink_names().is_empty() {
+                    // Their socket may be in there.
+                    self.metrics = None;
                     self.run_dir.clear();
                     self.end = Some("its last uplink was detached");
                 }

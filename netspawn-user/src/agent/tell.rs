@@ -79,6 +79,10 @@ impl Agent {
         self.tell_machines(desired);
         self.tell_uplinks();
         self.tell_status(desired);
+        if let Some(metrics) = &self.metrics {
+            let faults = self.snapshot.problems.len();
+            metrics.known().resolved(desired, faults);
+        }
     }
 
     /// Has `systemctl status` show what is served, as the `ready:` line does.

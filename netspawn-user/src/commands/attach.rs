@@ -13,6 +13,7 @@ use crate::{
         pins::Pins,
         plane::{Plane, Wanted},
     },
+    metrics::{Address, Listener},
     model::{Host, Link},
     net::{
         announce::{self, Served},
@@ -69,17 +70,32 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
                 mode: settings.mode,
             })?;
             output::print(&format!("{}\n", response.ready.unwrap_or_default()))?;
-            return Ok(Outcome::Done);
+            return Ok(Outcome::of(metrics_left(
+                &settings.metrics,
+                &response.metrics,
+            )));
         }
     };
 
+    // Before anything is changed: a place that is taken leaves all as it is.
+    let listener = match &settings.metrics {
+        Some(address) if !settings.once => Some(Listener::bind(address)?),
+        _ => None,
+    };
     tell_bypassed();
     let fresh = !Pins::new(&global.bpf_dir).exist();
-    let result = attach(global, args, &config, &settings, host, &uplinks);
-    if result.is_err() && fresh {
-        run_dir.clear();
-    }
-    let (mut plane, desired, problems) = result?;
+    let attached = attach(global, args, &config, &settings, host, &uplinks);
+    let (mut plane, desired, problems) = match attached {
+        Ok(attached) => attached,
+        Err(error) => {
+            // Its socket may be in RUNDIR.
+            drop(listener);
+            if fresh {
+                run_dir.clear();
+            }
+            return Err(error);
+        }
+    };
     if settings.once {
         let line = agent::ready_line(&mut plane, &desired, host)?;
         output::print(&format!("{line}\n"))?;
@@ -88,10 +104,17 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
         return Ok(Outcome::of(problems));
     }
     runtime.block_on(async {
-        Agent::new(global, plane, observer, config.policy, &settings.sources)
-            .await?
-            .run(|line| output::print(&format!("{line}\n")))
-            .await
+        Agent::new(
+            global,
+            plane,
+            observer,
+            config.policy,
+            &settings.sources,
+            listener,
+        )
+        .await?
+        .run(|line| output::print(&format!("{line}\n")))
+        .await
     })?;
     drop(lock);
     Ok(Outcome::Done)
@@ -124,6 +147,23 @@ fn attach(
         return Ok((plane, desired, lines));
     }
     Ok((plane, desired, Vec::new()))
+}
+
+/// What is said when a running agent does not serve metrics where it was asked to.
+fn metrics_left(asked: &Option<Address>, served: &Option<Address>) -> Vec<String> {
+    match asked {
+        Some(asked) if served.as_ref() != Some(asked) => {
+            let serves = match served {
+                Some(address) => format!("serves them at {address}"),
+                None => "serves none".to_owned(),
+            };
+            vec![format!(
+                "--metrics {asked} is not applied: the agent that runs {serves}; end it (SIGTERM), \
+                 and attach again with the option"
+            )]
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Says which rules of the host will not see machines' traffic: whoever wrote

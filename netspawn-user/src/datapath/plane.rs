@@ -21,6 +21,7 @@ use super::{
     object::{self, Sizes},
     pins::{self, Pins},
     raise,
+    reader::Size,
 };
 use crate::{
     cli::Mode,
@@ -61,6 +62,8 @@ pub struct Plane {
     /// What was served when this process found it.
     found: Served,
     limits: Limits,
+    /// What the last sync wanted the maps to hold.
+    wanted: Size,
     /// Loaded by this process; `None` when it only works on what is pinned.
     pub(super) programs: Option<Ebpf>,
     guard: OwnedFd,
@@ -171,6 +174,7 @@ impl Plane {
                 max_machines: sizes.machines,
                 max_addresses: sizes.addresses,
             },
+            wanted: Size::default(),
             programs,
             guard_id: bpf::program_id(guard.as_fd())
                 .context("cannot read the program that guards ports")?,
@@ -189,6 +193,11 @@ impl Plane {
     /// What the maps hold.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// How much the last sync wanted the maps to hold, whether it succeeded or not.
+    pub fn wanted(&self) -> Size {
+        self.wanted
     }
 
     /// The events that the programs tell. Within a tokio runtime that has I/O.
@@ -394,6 +403,7 @@ impl Plane {
             }
         };
 
+        self.wanted = Size::of(&desired.state);
         let result = self.maps.apply(&plan::plan(&self.state, &desired.state));
         if result.is_err() {
             // What was done before the failure counts. A map that is full has no

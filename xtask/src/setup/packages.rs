@@ -14,6 +14,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "busybox-static",
         "shell commands of guests with other kernels",
     ),
+    ("curl", "asks for metrics as a person does"),
     ("debootstrap", "makes the systemd host in a box"),
     ("dnsmasq-base", "a DHCP server and router, honest and rogue"),
     ("dsniff", "arpspoof, as a guest may run it"),
@@ -33,6 +34,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ),
     ("nmap", "host discovery by ARP and by neighbor discovery"),
     ("procps", "sysctl"),
+    (
+        "prometheus",
+        "scrapes the agent's metrics, and judges rules and dashboard",
+    ),
     (
         "qemu-system-x86",
         "guests with other kernels, by software emulation",
