@@ -11,6 +11,7 @@ pub mod fields;
 pub mod guest;
 pub mod import;
 pub mod logging;
+pub mod mismatch;
 pub mod model;
 pub mod net;
 pub mod outcome;

@@ -4,6 +4,7 @@ mod batch;
 pub mod events;
 mod groups;
 pub mod maps;
+pub mod meter;
 pub mod object;
 pub mod pins;
 pub mod plane;
