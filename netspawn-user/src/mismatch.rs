@@ -9,12 +9,7 @@ use netspawn_ebpf::abi::{EndpointEntry, endpoint_flag};
 use serde::Serialize;
 
 use crate::{
-    commands::View,
-    control::Trouble,
-    model::DisplayMac,
-    plan,
-    problem::Problem,
-    registry::Desired,
+    commands::View, control::Trouble, model::DisplayMac, plan, problem::Problem, registry::Desired,
     source::Snapshot,
 };
 
@@ -217,7 +212,10 @@ impl<'a> Finder<'a> {
         for (id, name) in gone {
             let prefixes = withdrawn.remove(&id).unwrap_or_default();
             let reason = if declared(&name) {
-                format!("no longer declared, and still in the maps: {}", brief(&prefixes))
+                format!(
+                    "no longer declared, and still in the maps: {}",
+                    brief(&prefixes)
+                )
             } else {
                 "it is no longer declared, and still in the maps".to_owned()
             };

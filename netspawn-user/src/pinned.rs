@@ -52,7 +52,9 @@ impl DataPlane for Pinned<'_> {
             counts: BTreeMap::new(),
             traffic: BTreeMap::new(),
             drops: BTreeMap::new(),
-            troubles: agent.as_ref().map_or_else(Vec::new, |agent| agent.troubles.clone()),
+            troubles: agent
+                .as_ref()
+                .map_or_else(Vec::new, |agent| agent.troubles.clone()),
             agent: agent.map(AgentReport::from),
             sources,
             registered,
@@ -64,7 +66,8 @@ impl DataPlane for Pinned<'_> {
             view.drops = maps.drops()?;
             view.held = plane.state().clone();
             view.unguarded = plane.unguarded()?;
-            view.unguarded.retain(|ifindex, _| view.host.links.contains_key(ifindex));
+            view.unguarded
+                .retain(|ifindex, _| view.host.links.contains_key(ifindex));
             view.limits = plane.limits();
             view.uplinks = plane.attached()?;
         }

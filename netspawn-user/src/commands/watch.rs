@@ -217,7 +217,11 @@ fn draw<R: Report>(every: Duration, shown: &Look<R>, event: Option<&str>) -> Res
         lines.truncate(room - 1);
         lines.push(style(format!("… {more} lines more")).dim().to_string());
     }
-    lines.extend(notes.into_iter().map(|note| style(note).yellow().to_string()));
+    lines.extend(
+        notes
+            .into_iter()
+            .map(|note| style(note).yellow().to_string()),
+    );
     lines.truncate(rows);
     let text = output::cut(&lines.join("\n"), columns);
     // Each line clears its own rest: nothing flashes.

@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::maps::{
-    Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
-    lpm_trie::Key, xdp::DevMapHash,
+    Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap,
+    PerCpuValues, lpm_trie::Key, xdp::DevMapHash,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netspawn_ebpf::{
@@ -532,10 +532,17 @@ fn each<K: aya::Pod>(
     mut to: impl FnMut(K, &[u8]) -> bool,
 ) -> Result<(), MapError> {
     let size = map.info()?.value_size() as usize;
-    let size = if cpus > 1 { size.next_multiple_of(8) } else { size };
-    batch::read(map.fd().as_fd(), size_of::<K>(), size * cpus, |key, bytes| {
-        to(value(key), bytes)
-    })
+    let size = if cpus > 1 {
+        size.next_multiple_of(8)
+    } else {
+        size
+    };
+    batch::read(
+        map.fd().as_fd(),
+        size_of::<K>(),
+        size * cpus,
+        |key, bytes| to(value(key), bytes),
+    )
     .map_err(MapError::IoError)
 }
 

@@ -136,7 +136,9 @@ impl ListReport {
             }
             .to_string()
         });
-        column(layout.interface, "INTERFACE", &|row| cell(row.interface.as_ref()));
+        column(layout.interface, "INTERFACE", &|row| {
+            cell(row.interface.as_ref())
+        });
         column(layout.mac, "MAC", &|row| cell(row.mac.as_ref()));
         column(true, "ADDRESSES", &|row| {
             let shown = row.addresses.iter().take(layout.addresses);
@@ -152,9 +154,15 @@ impl ListReport {
             (layout.totals || !rated, "RX", &|row| cell(row.rx_packets)),
             (layout.totals || !rated, "TX", &|row| cell(row.tx_packets)),
             (layout.totals || !rated, "DROPS", &drops),
-            (rated, "RX/S", &|row| cell(row.per_second.map(|r| rate(r.rx_packets)))),
-            (rated, "TX/S", &|row| cell(row.per_second.map(|r| rate(r.tx_packets)))),
-            (rated, "DROPS/S", &|row| cell(row.per_second.map(|r| rate(r.drops)))),
+            (rated, "RX/S", &|row| {
+                cell(row.per_second.map(|r| rate(r.rx_packets)))
+            }),
+            (rated, "TX/S", &|row| {
+                cell(row.per_second.map(|r| rate(r.tx_packets)))
+            }),
+            (rated, "DROPS/S", &|row| {
+                cell(row.per_second.map(|r| rate(r.drops)))
+            }),
         ];
         let mut words = 0;
         for (at, (show, name, cell)) in numbers.into_iter().enumerate() {
@@ -247,8 +255,8 @@ mod tests {
         assert_eq!(
             rows().render(false).unwrap(),
             "\
-NAME         STATE     INTERFACE  MAC                ADDRESSES                                                        TENANT  RX  TX  DROPS
-web          conflict  ve-web     02:00:00:00:00:0a  203.0.113.2/32 2001:db8:1::/64                                   acme    10   9      3
+NAME         STATE     INTERFACE  MAC                ADDRESSES                                                    TENANT  RX  TX  DROPS
+web          conflict  ve-web     02:00:00:00:00:0a  203.0.113.2/32 2001:db8:1::/64                               acme    10   9      3
 a-long-name  waiting   -          -                  10.0.0.1/32 10.0.0.2/32 10.0.0.3/32 10.0.0.4/32 10.0.0.5/32  -        -   -      0
 "
         );
@@ -260,6 +268,8 @@ a-long-name  waiting   -          -                  10.0.0.1/32 10.0.0.2/32 10.
             rows().screen(80).unwrap(),
             "\
 NAME         STATE     INTERFACE  ADDRESSES          TENANT  RX  TX  DROPS
+web          conflict  ve-web     203.0.113.2/32 +1  acme    10   9      3
+a-long-name  waiting   -          10.0.0.1/32 +4     -        -   -      0
 "
         );
         for columns in [200, 120, 100, 80, 60, 40, 20] {
@@ -277,7 +287,15 @@ NAME         STATE     INTERFACE  ADDRESSES          TENANT  RX  TX  DROPS
             drops: 0.5,
             ..Rates::default()
         });
-        assert_eq!(rows.screen(80).unwrap(), "");
+        assert_eq!(
+            rows.screen(80).unwrap(),
+            "\
+NAME         STATE     INTERFACE  ADDRESSES          RX/S  TX/S  DROPS/S
+web          conflict  ve-web     203.0.113.2/32 +1  1234     0      0.5
+a-long-name  waiting   -          10.0.0.1/32 +4        -     -        -
+"
+        );
+        assert!(rows.screen(100).unwrap().contains(" DROPS  RX/S"));
     }
 
     #[test]

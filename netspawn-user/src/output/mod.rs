@@ -96,16 +96,17 @@ pub fn cut(text: &str, columns: usize) -> String {
     })
 }
 
-/// Lines of words that fit, the later ones indented.
-fn wrap(text: &str, columns: usize, indent: usize) -> String {
-    let mut out = String::new();
-    let mut at = 0;
+/// Lines of words that fit behind their head.
+fn wrap(head: &str, text: &str, columns: usize) -> String {
+    let indent = measure_text_width(head);
+    let mut out = head.to_owned();
+    let mut at = indent;
     for word in text.split(' ') {
         let width = measure_text_width(word);
-        if at > 0 && at + 1 + width > columns {
+        if at > indent && at + 1 + width > columns {
             out += &format!("\n{:indent$}", "");
             at = indent;
-        } else if at > 0 {
+        } else if at > indent {
             out.push(' ');
             at += 1;
         }

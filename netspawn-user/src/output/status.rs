@@ -88,17 +88,22 @@ impl StatusReport {
                     .map(|uplink| format!("{} ({})", cell(uplink.name.as_ref()), uplink.mode))
                     .collect();
                 let (up, on) = (machines.up, uplinks.join(", "));
-                (Verdict::Ok, format!("ok: {up} of {all} machines up on {on}"))
+                (
+                    Verdict::Ok,
+                    format!("ok: {up} of {all} machines up on {on}"),
+                )
             }
             1 => (Verdict::NotOk, "NOT OK: 1 mismatch, see below".to_owned()),
-            many => (Verdict::NotOk, format!("NOT OK: {many} mismatches, see below")),
+            many => (
+                Verdict::NotOk,
+                format!("NOT OK: {many} mismatches, see below"),
+            ),
         }
     }
 
     fn write(&self, out: &mut dyn Write, columns: Option<usize>) -> io::Result<()> {
-        const INDENT: usize = 10;
         let mut line = |head: &str, text: &str| match columns {
-            Some(columns) => write!(out, "{}", wrap(&format!("{head:8}  {text}"), columns, INDENT)),
+            Some(columns) => write!(out, "{}", wrap(&format!("{head:8}  "), text, columns)),
             None => writeln!(out, "{head:8}  {text}"),
         };
         let (verdict, text) = self.verdict();
@@ -117,7 +122,10 @@ impl StatusReport {
                 programs => programs.join(", "),
             };
             let (name, mac) = (cell(uplink.name.as_ref()), cell(uplink.mac.as_ref()));
-            line("uplink", &format!("{name}: {} ({programs}), MAC {mac}", uplink.mode))?;
+            line(
+                "uplink",
+                &format!("{name}: {} ({programs}), MAC {mac}", uplink.mode),
+            )?;
         }
         if self.uplinks.is_empty() {
             line("uplink", "none")?;
@@ -145,10 +153,16 @@ impl StatusReport {
             )?,
             None if self.uplinks.is_empty() => line("agent", "none")?,
             None => {
-                let names: Vec<String> =
-                    self.uplinks.iter().map(|uplink| cell(uplink.name.as_ref())).collect();
+                let names: Vec<String> = self
+                    .uplinks
+                    .iter()
+                    .map(|uplink| cell(uplink.name.as_ref()))
+                    .collect();
                 let attach = format!("`netspawn-xdp attach {}`", names.join(" "));
-                line("agent", &format!("none: changes are not followed; {attach} does"))?;
+                line(
+                    "agent",
+                    &format!("none: changes are not followed; {attach} does"),
+                )?;
             }
         }
         let shown = match columns {
@@ -166,7 +180,10 @@ impl StatusReport {
         }
         if self.mismatches.len() > shown {
             let more = self.mismatches.len() - shown;
-            line("", &format!("and {more} more; `netspawn-xdp status | less` shows them"))?;
+            line(
+                "",
+                &format!("and {more} more; `netspawn-xdp status | less` shows them"),
+            )?;
         }
         Ok(())
     }
@@ -296,9 +313,11 @@ mismatch  web: declared, and not in the maps: 203.0.113.2/32 (no agent runs,
             mismatches: vec![mismatch(); 20],
             ..report
         };
-        assert!(many.screen(80).unwrap().ends_with(
-            "          and 8 more; `netspawn-xdp status | less` shows them\n"
-        ));
+        assert!(
+            many.screen(80)
+                .unwrap()
+                .ends_with("          and 8 more; `netspawn-xdp status | less` shows them\n")
+        );
         assert_eq!(many.render(false).unwrap().matches("mismatch ").count(), 20);
     }
 

@@ -94,7 +94,9 @@ fn remarks(rows: &[ListRow], compared: &Compared, all: bool) -> Vec<String> {
             (Some(name), _) | (None, Some(name)) => format!("{name}: "),
             (None, None) => String::new(),
         };
-        let remedy = remedy.as_ref().map_or_else(String::new, |r| format!("; {r}"));
+        let remedy = remedy
+            .as_ref()
+            .map_or_else(String::new, |r| format!("; {r}"));
         notes.push(format!("{who}{reason}{remedy}"));
     }
     notes

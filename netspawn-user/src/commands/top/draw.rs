@@ -21,7 +21,9 @@ use crate::output;
 const TALL: u16 = 16;
 /// Lines of details.
 const DETAILS: u16 = 7;
-/// Columns beside the numbers, from the widest terminal on.
+/// Fewer columns than this have room for the most important alone.
+const NARROW: u16 = 70;
+/// So many have room for addresses, and so many for port and tenant.
 const WIDE: u16 = 120;
 const WIDEST: u16 = 160;
 /// Columns of a rate.
@@ -68,7 +70,11 @@ impl Top<'_> {
         let clock = now.get(11..).unwrap_or(&now).to_owned();
         let right = format!("every {} s  {clock}", self.interval.as_secs_f64());
         let gap = usize::from(width).saturating_sub(left.chars().count() + right.len());
-        Line::from(vec![left.bold(), " ".repeat(gap.max(2)).into(), right.into()])
+        Line::from(vec![
+            left.bold(),
+            " ".repeat(gap.max(2)).into(),
+            right.into(),
+        ])
     }
 
     /// What stands in the way, or the sums of all machines.
@@ -97,18 +103,7 @@ impl Top<'_> {
             .min(place)
             .max((place + 1).saturating_sub(rows))
             .min(self.machines.shown().saturating_sub(rows));
-        let wide = area.width >= WIDE;
-        let widest = area.width >= WIDEST;
-        let mut widths = vec![Constraint::Fill(2), Constraint::Length(9)];
-        widths.extend([Constraint::Length(RATE); 5]);
-        widths.push(Constraint::Fill(if wide { 2 } else { 1 }));
-        if wide {
-            widths.push(Constraint::Fill(3));
-        }
-        if widest {
-            widths.push(Constraint::Length(15));
-            widths.push(Constraint::Fill(1));
-        }
+        let shape = Shape::of(area.width);
         // As many points as the column of the trend has room for; more are cut.
         let trend = usize::from(area.width) / 3;
         let shown: Vec<Row<'_>> = self
@@ -117,7 +112,7 @@ impl Top<'_> {
             .enumerate()
             .map(|(line, (_, machine))| {
                 let chosen = self.from + line == place;
-                let row = row(machine, chosen, wide, widest, trend);
+                let row = shape.row(machine, chosen, trend);
                 match chosen {
                     true => row.style(Modifier::REVERSED),
                     false => row,
@@ -133,17 +128,23 @@ impl Top<'_> {
                 Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
             frame.render_widget(Paragraph::new(text), below);
         }
-        let mut titles: Vec<Cell<'_>> = Column::ALL.iter().map(|column| self.title(*column)).collect();
-        titles.push("TREND".into());
-        if wide {
+        let mut titles: Vec<Cell<'_>> = shape
+            .columns
+            .iter()
+            .map(|column| self.title(*column))
+            .collect();
+        if shape.trend {
+            titles.push("TREND".into());
+        }
+        if shape.addresses {
             titles.push("ADDRESSES".into());
         }
-        if widest {
+        if shape.rest {
             titles.push("PORT".into());
             titles.push("TENANT".into());
         }
         let header = Row::new(titles).style(Modifier::BOLD);
-        frame.render_widget(Table::new(shown, widths).header(header), area);
+        frame.render_widget(Table::new(shown, shape.widths()).header(header), area);
     }
 
     /// A heading, with the way that the column is sorted if it is.
@@ -195,14 +196,30 @@ impl Top<'_> {
             (
                 rx,
                 rx_bars,
-                format!("rx {} packets, {}B", total.rx_packets, short_count(total.rx_bytes)),
-                machine.history.iter().map(|point| u64::from(point.0)).collect::<Vec<_>>(),
+                format!(
+                    "rx {} packets, {}B",
+                    total.rx_packets,
+                    short_count(total.rx_bytes)
+                ),
+                machine
+                    .history
+                    .iter()
+                    .map(|point| u64::from(point.0))
+                    .collect::<Vec<_>>(),
             ),
             (
                 tx,
                 tx_bars,
-                format!("tx {} packets, {}B", total.tx_packets, short_count(total.tx_bytes)),
-                machine.history.iter().map(|point| u64::from(point.1)).collect(),
+                format!(
+                    "tx {} packets, {}B",
+                    total.tx_packets,
+                    short_count(total.tx_bytes)
+                ),
+                machine
+                    .history
+                    .iter()
+                    .map(|point| u64::from(point.1))
+                    .collect(),
             ),
         ] {
             let most = points.iter().max().copied().unwrap_or(0);
@@ -222,10 +239,17 @@ impl Top<'_> {
         let room = usize::from(right.height).saturating_sub(1);
         for (line, (reason, count, per_second)) in reasons.iter().enumerate() {
             if line + 1 == room && reasons.len() > room {
-                lines.push(Line::from(format!("  and {} reasons more", reasons.len() - line)));
+                lines.push(Line::from(format!(
+                    "  and {} reasons more",
+                    reasons.len() - line
+                )));
                 break;
             }
-            let text = format!("  {:18} {count:>9} {:>7}/s", reason.name(), short(*per_second));
+            let text = format!(
+                "  {:18} {count:>9} {:>7}/s",
+                reason.name(),
+                short(*per_second)
+            );
             lines.push(Line::from(text));
         }
         frame.render_widget(Paragraph::new(lines), right);
@@ -252,35 +276,87 @@ impl Top<'_> {
     }
 }
 
-fn row(machine: &Machine, chosen: bool, wide: bool, widest: bool, trend: usize) -> Row<'static> {
-    let rates = &machine.rates;
-    let sign = if chosen { '>' } else { ' ' };
-    let state = match machine.state {
-        "up" => Style::new().fg(Color::Green),
-        _ => Style::new().fg(Color::Yellow),
-    };
-    let drops = match rates.drops > 0.0 {
-        true => Style::new().fg(Color::Red).bold(),
-        false => Style::new(),
-    };
-    let mut cells = vec![
-        Cell::new(format!("{sign} {}", machine.name)),
-        Cell::new(machine.state).style(state),
-        number(short(rates.rx_packets)),
-        number(short(rates.tx_packets)),
-        number(short(rates.rx_bytes)),
-        number(short(rates.tx_bytes)),
-        number(short(rates.drops)).style(drops),
-        Cell::new(bars(machine, trend)).style(Color::Cyan),
-    ];
-    if wide {
-        cells.push(Cell::new(addresses(machine, 44)));
+/// What finds room in a row.
+struct Shape {
+    columns: &'static [Column],
+    trend: bool,
+    addresses: bool,
+    rest: bool,
+}
+
+impl Shape {
+    fn of(width: u16) -> Self {
+        const FEW: [Column; 4] = [
+            Column::Name,
+            Column::RxPackets,
+            Column::TxPackets,
+            Column::Drops,
+        ];
+        Shape {
+            columns: if width < NARROW { &FEW } else { &Column::ALL },
+            trend: width >= NARROW,
+            addresses: width >= WIDE,
+            rest: width >= WIDEST,
+        }
     }
-    if widest {
-        cells.push(Cell::new(interface(machine.port)));
-        cells.push(Cell::new(machine.tenant.clone()));
+
+    fn widths(&self) -> Vec<Constraint> {
+        let mut widths = Vec::new();
+        for column in self.columns {
+            widths.push(match column {
+                Column::Name => Constraint::Fill(2),
+                Column::State => Constraint::Length(9),
+                _ => Constraint::Length(RATE),
+            });
+        }
+        if self.trend {
+            widths.push(Constraint::Fill(if self.addresses { 2 } else { 1 }));
+        }
+        if self.addresses {
+            widths.push(Constraint::Fill(3));
+        }
+        if self.rest {
+            widths.push(Constraint::Length(15));
+            widths.push(Constraint::Fill(1));
+        }
+        widths
     }
-    Row::new(cells)
+
+    fn row(&self, machine: &Machine, chosen: bool, trend: usize) -> Row<'static> {
+        let rates = &machine.rates;
+        let mut cells = Vec::new();
+        for column in self.columns {
+            cells.push(match column {
+                Column::Name => {
+                    let sign = if chosen { '>' } else { ' ' };
+                    Cell::new(format!("{sign} {}", machine.name))
+                }
+                Column::State => Cell::new(machine.state).style(match machine.state {
+                    "up" => Color::Green,
+                    _ => Color::Yellow,
+                }),
+                Column::RxPackets => number(short(rates.rx_packets)),
+                Column::TxPackets => number(short(rates.tx_packets)),
+                Column::RxBytes => number(short(rates.rx_bytes)),
+                Column::TxBytes => number(short(rates.tx_bytes)),
+                Column::Drops if rates.drops > 0.0 => {
+                    number(short(rates.drops)).style(Style::new().fg(Color::Red).bold())
+                }
+                Column::Drops => number("0".to_owned()),
+            });
+        }
+        if self.trend {
+            cells.push(Cell::new(bars(machine, trend)).style(Color::Cyan));
+        }
+        if self.addresses {
+            cells.push(Cell::new(addresses(machine, 44)));
+        }
+        if self.rest {
+            cells.push(Cell::new(interface(machine.port)));
+            cells.push(Cell::new(machine.tenant.clone()));
+        }
+        Row::new(cells)
+    }
 }
 
 /// A number at the right of its column.
@@ -384,7 +460,10 @@ fn help(frame: &mut Frame<'_>, over: Rect) {
         height: height.min(over.height),
     };
     frame.render_widget(Clear, area);
-    frame.render_widget(Paragraph::new(TEXT).block(Block::bordered().title(" help ")), area);
+    frame.render_widget(
+        Paragraph::new(TEXT).block(Block::bordered().title(" help ")),
+        area,
+    );
 }
 
 #[cfg(test)]
@@ -419,7 +498,10 @@ mod tests {
                 .to_vec(),
             ..Machine::default()
         };
-        assert_eq!(addresses(&machine, 60), "203.0.113.2 2001:db8::2 2001:db8:1::/64");
+        assert_eq!(
+            addresses(&machine, 60),
+            "203.0.113.2 2001:db8::2 2001:db8:1::/64"
+        );
         assert_eq!(addresses(&machine, 30), "203.0.113.2 2001:db8::2 +1");
         assert_eq!(addresses(&machine, 5), "203.0.113.2 +2");
     }

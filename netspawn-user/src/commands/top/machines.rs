@@ -97,7 +97,7 @@ pub struct Machine {
     /// Packets a second in and out, the last look at the end.
     pub history: VecDeque<(u32, u32)>,
     /// Place among all names.
-    rank: usize,
+    pub(super) rank: usize,
 }
 
 /// All machines, and those shown in their order.
@@ -327,7 +327,11 @@ impl Machines {
             .filter(|(_, count)| **count > 0)
             .map(|(key, count)| {
                 let per_second = self.before.as_ref().map_or(0.0, |(before, seconds)| {
-                    rate(Some(before.get(key).copied().unwrap_or(0)), *count, *seconds)
+                    rate(
+                        Some(before.get(key).copied().unwrap_or(0)),
+                        *count,
+                        *seconds,
+                    )
                 });
                 (key.1, *count, per_second)
             })
@@ -353,7 +357,9 @@ impl Machines {
 
 /// Whether the zero-padded field of a map has that name.
 fn is_named(field: &[u8], name: &str) -> bool {
-    field.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first().is_none_or(|b| *b == 0))
+    field
+        .strip_prefix(name.as_bytes())
+        .is_some_and(|rest| rest.first().is_none_or(|b| *b == 0))
 }
 
 #[cfg(test)]
@@ -387,7 +393,10 @@ mod tests {
     }
 
     fn names(machines: &Machines) -> Vec<&str> {
-        machines.rows(0, 9).map(|(_, machine)| &*machine.name).collect()
+        machines
+            .rows(0, 9)
+            .map(|(_, machine)| &*machine.name)
+            .collect()
     }
 
     #[test]
@@ -417,7 +426,9 @@ mod tests {
         machines.update(reading([3, 2, 1]), None);
         let mut state = plan::State::default();
         state.addresses.insert("203.0.113.2/32".parse().unwrap(), 0);
-        state.addresses.insert("2001:db8:1::/64".parse().unwrap(), 1);
+        state
+            .addresses
+            .insert("2001:db8:1::/64".parse().unwrap(), 1);
         machines.describe(&state);
         for (text, found) in [
             ("WE", vec!["web"]),

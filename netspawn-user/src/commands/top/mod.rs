@@ -188,7 +188,9 @@ impl<'a> Top<'a> {
         let seconds = self.read.map(|then| now.duration_since(then).as_secs_f64());
         self.read = Some(now);
         let changed = self.machines.update(reading, seconds);
-        let due = self.described.is_none_or(|at| now.duration_since(at) >= DESCRIBE);
+        let due = self
+            .described
+            .is_none_or(|at| now.duration_since(at) >= DESCRIBE);
         if changed || due {
             self.machines.describe(&meter.state()?);
             self.uplinks = meter.uplinks();
@@ -269,5 +271,6 @@ fn interface(ifindex: u32) -> String {
     let name = if_indextoname(ifindex).ok();
     let name = name.and_then(|name| name.into_string().ok());
     // nix 0.31 takes the null pointer of a failure for success, with an empty name.
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "-".to_owned())
+    name.filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "-".to_owned())
 }
