@@ -297,11 +297,21 @@ impl<'a> Finder<'a> {
             Some(_) => Some("the agent puts it right within 30 s; else see its log".to_owned()),
             None => {
                 let uplinks = self.view.uplinks.iter();
-                let names: Vec<&str> = uplinks.map(|uplink| &*uplink.name).collect();
-                Some(format!("netspawn-xdp attach {}", names.join(" ")))
+                Some(attach(uplinks.map(|uplink| (&*uplink.name, &*uplink.mode))))
             }
         }
     }
+}
+
+/// The command that attaches uplinks, given with their modes, again.
+pub fn attach<'a>(uplinks: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let (names, modes): (Vec<&str>, Vec<&str>) = uplinks.unzip();
+    let mode = if modes.contains(&"xdp") {
+        " --mode xdp"
+    } else {
+        ""
+    };
+    format!("netspawn-xdp attach {}{mode}", names.join(" "))
 }
 
 /// Place and fault.

@@ -89,6 +89,7 @@ fn help_is_for_people() {
         "status",
         "counters",
         "monitor",
+        "top",
         "import",
         "guest",
         "completions",
@@ -122,10 +123,14 @@ fn senseless_command_lines_are_usage_errors() {
             "add web --interface ve-web --address 203.0.113.2 --vlan 4095",
             "add web --interface ve-web --address 203.0.113.2 --tenant=",
             "remove",
-            "list eth0",
             "monitor --machine we/b",
             "monitor --reason spoofed",
             "monitor --reason not_owned",
+            "list --watch web",
+            "status eth0",
+            "counters --watch 0",
+            "top --interval never",
+            "top --json",
             "guest",
             "guest we/b",
             "completions nosh",
@@ -390,14 +395,12 @@ fn guest_is_installed_into_an_image_once_and_again() {
 #[test]
 fn status_and_counters_without_an_uplink_are_empty() {
     let dirs = Dirs::new();
-    assert_snapshot!(dirs.run("status"), @"
-    exit code: 0
-    ----- stdout -----
-    uplink    none
-    machines  0 up, 0 waiting, 0 down, 0 in conflict
-    prefixes  0
-    agent     none
-    ");
+    // A machine that runs the tests may have a default route, or none.
+    let status = dirs.run("status");
+    let (first, rest) = status.split_once("attach with").unwrap();
+    assert_snapshot!(first, @"");
+    let (_, rest) = rest.split_once('\n').unwrap();
+    assert_snapshot!(rest, @"");
     assert_snapshot!(dirs.run("counters"), @"
     exit code: 0
     ----- stdout -----

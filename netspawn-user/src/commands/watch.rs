@@ -12,6 +12,7 @@ use crossterm::{cursor, execute, terminal};
 use jiff::Timestamp;
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    runtime::Runtime,
     signal::unix::{SignalKind, signal},
     time::{Instant, sleep_until},
 };
@@ -96,17 +97,12 @@ pub fn show<R: Report>(
         tell(&first.notes);
         return Ok(());
     };
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot wait for signals")?
-        .block_on(async {
-            if is_terminal() && !global.json {
-                on_screen(every, first, &mut look).await
-            } else {
-                appended(global.json, every, first, &mut look).await
-            }
-        })
+    let mut stop = Stop::new()?;
+    if is_terminal() && !global.json {
+        on_screen(every, first, &mut stop, &mut look)
+    } else {
+        appended(global.json, every, first, &mut stop, &mut look)
+    }
 }
 
 fn tell(notes: &[String]) {
@@ -116,18 +112,18 @@ fn tell(notes: &[String]) {
 }
 
 /// Blocks separated by an empty line, or a JSON document a line.
-async fn appended<R: Report>(
+fn appended<R: Report>(
     json: bool,
     every: Duration,
     first: Look<R>,
+    stop: &mut Stop,
     look: &mut impl FnMut() -> Result<Look<R>>,
 ) -> Result<()> {
-    let mut stop = Stop::new()?;
     let mut next = Instant::now() + every;
     let (mut presence, mut notes) = (first.presence, first.notes.clone());
     tell(&notes);
     print(&first.report, json, true)?;
-    while stop.wait(next).await == Woken::ByTime {
+    while stop.wait(next) == Woken::ByTime {
         next = Instant::now().max(next) + every;
         let now = match look() {
             Ok(now) => now,
@@ -160,19 +156,19 @@ fn print<R: Report>(report: &R, json: bool, first: bool) -> Result<()> {
 }
 
 /// In place. What was seen last stays when it ends.
-async fn on_screen<R: Report>(
+fn on_screen<R: Report>(
     every: Duration,
     first: Look<R>,
+    stop: &mut Stop,
     look: &mut impl FnMut() -> Result<Look<R>>,
 ) -> Result<()> {
-    let mut stop = Stop::new()?;
     let mut next = Instant::now() + every;
     let mut shown = first;
     let mut event = None;
     let screen = Screen::open()?;
     loop {
         draw(every, &shown, event.as_deref())?;
-        match stop.wait(next).await {
+        match stop.wait(next) {
             Woken::ToEnd => break,
             Woken::ByResize => continue,
             Woken::ByTime => next = Instant::now().max(next) + every,
@@ -256,8 +252,10 @@ enum Woken {
     ToEnd,
 }
 
-/// What ends a watch.
+/// What ends a watch. Its runtime only waits: a look at the data plane may need one
+/// of its own.
 struct Stop {
+    runtime: Runtime,
     signals: [tokio::signal::unix::Signal; 3],
     resized: tokio::signal::unix::Signal,
     /// Stdout, where it is a pipe whose reader may go.
@@ -274,6 +272,12 @@ impl AsRawFd for Stdout {
 
 impl Stop {
     fn new() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot wait for signals")?;
+        let handle = runtime.handle().clone();
+        let _entered = handle.enter();
         Ok(Stop {
             signals: [
                 signal(SignalKind::interrupt())?,
@@ -284,19 +288,27 @@ impl Stop {
             // A file cannot be waited for.
             // SAFETY: stdout is open as long as the process is.
             pipe: unsafe { AsyncFd::register_with_interest(Stdout, Interest::ERROR) }.ok(),
+            runtime,
         })
     }
 
-    async fn wait(&mut self, until: Instant) -> Woken {
-        let [interrupt, terminate, hangup] = &mut self.signals;
-        tokio::select! {
-            () = sleep_until(until) => Woken::ByTime,
-            _ = interrupt.recv() => Woken::ToEnd,
-            _ = terminate.recv() => Woken::ToEnd,
-            _ = hangup.recv() => Woken::ToEnd,
-            _ = self.resized.recv() => Woken::ByResize,
-            () = unread(self.pipe.as_ref()) => Woken::ToEnd,
-        }
+    fn wait(&mut self, until: Instant) -> Woken {
+        let Stop {
+            runtime,
+            signals: [interrupt, terminate, hangup],
+            resized,
+            pipe,
+        } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                () = sleep_until(until) => Woken::ByTime,
+                _ = interrupt.recv() => Woken::ToEnd,
+                _ = terminate.recv() => Woken::ToEnd,
+                _ = hangup.recv() => Woken::ToEnd,
+                _ = resized.recv() => Woken::ByResize,
+                () = unread(pipe.as_ref()) => Woken::ToEnd,
+            }
+        })
     }
 }
 

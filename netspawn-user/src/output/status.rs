@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Report, cell, time, wrap};
-use crate::mismatch::Mismatch;
+use crate::mismatch::{Mismatch, attach};
 
 /// An uplink in `status --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -153,15 +153,14 @@ impl StatusReport {
             )?,
             None if self.uplinks.is_empty() => line("agent", "none")?,
             None => {
-                let names: Vec<String> = self
-                    .uplinks
-                    .iter()
-                    .map(|uplink| cell(uplink.name.as_ref()))
-                    .collect();
-                let attach = format!("`netspawn-xdp attach {}`", names.join(" "));
+                let uplinks = self.uplinks.iter();
+                let attach = attach(uplinks.map(|uplink| {
+                    let name = uplink.name.as_deref().unwrap_or("-");
+                    (name, &*uplink.mode)
+                }));
                 line(
                     "agent",
-                    &format!("none: changes are not followed; {attach} does"),
+                    &format!("none: changes are not followed; `{attach}` does"),
                 )?;
             }
         }
