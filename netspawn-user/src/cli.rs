@@ -308,7 +308,7 @@ pub struct ListArgs {
 #[command(after_help = "\
 Keys: q ends; arrows, page keys, Home and End choose a machine; n, s, r, t, R, T, d sort by
 name, state, packets in and out, bytes in and out, drops, and the same key again the other
-way round; / filters by name, address, tenant or port, Esc shows all; ? shows help.
+way round; / filters by name, state, tenant or address, Esc shows all; ? shows help.
 
 Examples:
   netspawn-xdp top

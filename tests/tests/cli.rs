@@ -206,7 +206,7 @@ fn machine_can_be_added_listed_and_removed_without_an_uplink() {
     exit code: 0
     ----- stdout -----
     NAME  STATE    INTERFACE  MAC  ADDRESSES                       TENANT  RX  TX  DROPS
-    web   waiting  ve-none    -    203.0.113.2/32 2001:db8:1::/64  acme    -   -   0
+    web   waiting  ve-none    -    203.0.113.2/32 2001:db8:1::/64  acme     -   -      0
     ----- stderr -----
      WARN no uplink is attached, so no machine is served; see `attach --help`
     ");
@@ -246,12 +246,13 @@ fn bad_file_is_named_and_the_others_are_listed() {
         "tx_packets": null,
         "tx_bytes": null,
         "drops": {},
-        "conflicts": []
+        "conflicts": [],
+        "mismatches": []
       }
     ]
     ----- stderr -----
-     WARN [DIR]/etc/machines/web.toml:2: addreses: unknown key; did you mean `addresses`?
      WARN no uplink is attached, so no machine is served; see `attach --help`
+     WARN [DIR]/etc/machines/web.toml:2: addreses: unknown key; did you mean `addresses`?
     "#);
 }
 
@@ -398,13 +399,24 @@ fn status_and_counters_without_an_uplink_are_empty() {
     // A machine that runs the tests may have a default route, or none.
     let status = dirs.run("status");
     let (first, rest) = status.split_once("attach with").unwrap();
-    assert_snapshot!(first, @"");
+    assert_snapshot!(first, @"
+    exit code: 0
+    ----- stdout -----
+    status    off: nothing is attached, no machine is served;
+    ");
     let (_, rest) = rest.split_once('\n').unwrap();
-    assert_snapshot!(rest, @"");
+    assert_snapshot!(rest, @"
+    uplink    none
+    machines  0 up, 0 waiting, 0 down, 0 in conflict
+    prefixes  0
+    agent     none
+    ");
     assert_snapshot!(dirs.run("counters"), @"
     exit code: 0
     ----- stdout -----
     no frames yet
+    ----- stderr -----
+     WARN no uplink is attached, so no machine is served; see `attach --help`
     ");
 }
 

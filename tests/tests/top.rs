@@ -86,6 +86,10 @@ fn idle_machines_at_80x24_and_200x50() -> Result<()> {
     let on = Attached::usual(Mode::Tc)?;
     // Neighbor discovery of the lab's kernels is over, or does not go on for ever.
     let tmux = started(&on, 80, 24)?;
+    let whole = |screen: &str| {
+        let foot = screen.lines().last();
+        foot.is_some_and(|line| line.starts_with("q end"))
+    };
     let quiet = |screen: &str| screen.contains("in 0/s  out 0/s") && screen.contains("dropped 0/s");
     tmux.keys(&["n"])?;
     let screen = tmux.wait(|screen| quiet(screen) && screen.contains("NAME▲"))?;
@@ -100,7 +104,8 @@ fn idle_machines_at_80x24_and_200x50() -> Result<()> {
     kept("top_80x24", &table);
 
     tmux.resize(200, 50)?;
-    let screen = tmux.wait(|screen| quiet(screen) && screen.contains("PORT"))?;
+    let screen =
+        tmux.wait(|screen| quiet(screen) && whole(screen) && screen.contains(" ve-web"))?;
     ensure!(screen.lines().count() == 50, "{screen}");
     let table: String = still(&screen)
         .lines()

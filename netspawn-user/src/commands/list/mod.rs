@@ -82,7 +82,7 @@ fn remarks(rows: &[ListRow], compared: &Compared, all: bool) -> Vec<String> {
     for mismatch in &compared.mismatches {
         let Mismatch { reason, remedy, .. } = mismatch;
         let concerns = match &mismatch.machine {
-            Some(name) => shown.contains(&**name),
+            Some(name) => all || shown.contains(&**name),
             None => all,
         };
         if !concerns {
