@@ -1,6 +1,6 @@
 //! The command line. Parsing does nothing but parse.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -101,13 +101,15 @@ pub enum Command {
     /// Withdraw a machine that `add` declared
     Remove(RemoveArgs),
     /// Show the machines: addresses, state, traffic, drops
-    List,
-    /// Show uplinks, numbers of machines, and the agent
-    Status,
+    List(ListArgs),
+    /// Show whether all is well: uplinks, machines, the agent, and what differs
+    Status(WatchArgs),
     /// Show how many frames were passed, dropped, answered and forwarded, and why
-    Counters,
+    Counters(WatchArgs),
     /// Print what happens, one line each, until told to stop
     Monitor(MonitorArgs),
+    /// Show the machines' traffic as it goes, on the whole terminal
+    Top(TopArgs),
     /// Show what host routes and proxy neighbors declare, as machine files
     Import(ImportArgs),
     /// Print the network configuration of a machine, or install it into its image
@@ -279,6 +281,47 @@ fn reasons() -> clap::builder::PossibleValuesParser {
     let all = Reason::ALL.iter().copied();
     let told = all.filter(|reason| reason.kind() == Kind::Drop || reason.is_told());
     told.map(Reason::name).collect::<Vec<_>>().into()
+}
+
+/// Showing again and again.
+#[derive(Args, Clone, Debug)]
+pub struct WatchArgs {
+    /// Show it again every SECONDS until Ctrl-C [default: 2]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = fields::seconds)]
+    pub watch: Option<Duration>,
+}
+
+/// `list`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  netspawn-xdp list
+  netspawn-xdp list 203.0.113.2          # who owns this address
+  netspawn-xdp list web db --watch 5")]
+pub struct ListArgs {
+    /// Machines to show, by name, address or prefix [default: all]
+    #[arg(value_name = "NAME|ADDRESS|PREFIX")]
+    pub wanted: Vec<String>,
+    /// Showing again and again.
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
+/// `top`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Keys: q ends; arrows, page keys, Home and End choose a machine; n, s, r, t, R, T, d sort by
+name, state, packets in and out, bytes in and out, drops, and the same key again the other
+way round; / filters by name, state, tenant or address, Esc shows all; ? shows help.
+
+Examples:
+  netspawn-xdp top
+  netspawn-xdp top --interval 5")]
+pub struct TopArgs {
+    /// Seconds between looks
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = fields::seconds)]
+    pub interval: Duration,
 }
 
 /// `import`.

@@ -94,6 +94,28 @@ pub struct Agent {
     /// What machined has told it.
     #[serde(default)]
     pub registered: Registered,
+    /// What it cannot do.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
+}
+
+/// Something that the agent cannot do, or that is wrong in a declaration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// In words, as it is logged.
+    pub text: String,
+    /// Since when, as far as the agent knows.
+    pub since: Timestamp,
+}
+
+impl Trouble {
+    /// One that is new.
+    pub fn now(text: String) -> Self {
+        Trouble {
+            text,
+            since: Timestamp::now(),
+        }
+    }
 }
 
 impl From<Agent> for AgentReport {

@@ -4,6 +4,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
+    time::Duration,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -41,6 +42,21 @@ pub fn machine_name(text: &str) -> Result<String, Fault> {
         return Err(fault("it has two dots in a row"));
     }
     Ok(text.to_owned())
+}
+
+/// A time in seconds, such as 2 or 0.5: a tenth of a second to a day.
+pub fn seconds(text: &str) -> Result<Duration, Fault> {
+    let remedy = "write seconds such as 2 or 0.5";
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| Fault::new(format!("{text:?} is not a number of seconds"), remedy))?;
+    if !(0.1..=86400.0).contains(&seconds) {
+        return Err(Fault::new(
+            format!("{text} is out of range"),
+            "write 0.1 to 86400 seconds",
+        ));
+    }
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// The name of an interface, or an alternative name, which may be 127 bytes

@@ -12,6 +12,7 @@ pub mod guest;
 pub mod import;
 pub mod logging;
 pub mod metrics;
+pub mod mismatch;
 pub mod model;
 pub mod net;
 pub mod outcome;

@@ -44,6 +44,7 @@ impl DataPlane for Pinned<'_> {
             host,
             uplinks: Vec::new(),
             held: State::default(),
+            unguarded: BTreeMap::new(),
             limits: Limits {
                 max_machines: sizes.machines,
                 max_addresses: sizes.addresses,
@@ -51,6 +52,9 @@ impl DataPlane for Pinned<'_> {
             counts: BTreeMap::new(),
             traffic: BTreeMap::new(),
             drops: BTreeMap::new(),
+            troubles: agent
+                .as_ref()
+                .map_or_else(Vec::new, |agent| agent.troubles.clone()),
             agent: agent.map(AgentReport::from),
             sources,
             registered,
@@ -61,6 +65,9 @@ impl DataPlane for Pinned<'_> {
             view.traffic = maps.traffic(plane.state().endpoints.keys().copied())?;
             view.drops = maps.drops()?;
             view.held = plane.state().clone();
+            view.unguarded = plane.unguarded()?;
+            view.unguarded
+                .retain(|ifindex, _| view.host.links.contains_key(ifindex));
             view.limits = plane.limits();
             view.uplinks = plane.attached()?;
         }

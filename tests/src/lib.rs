@@ -44,6 +44,7 @@
 //!   (etherparse builds them). [`Tcpdump`]: the same for people's eyes. [`Checksums`]:
 //!   what tcpdump says of them.
 //! - [`TapWire`]: the wire's end of a tap device, with a card's offloads.
+//! - [`Tmux`]: a terminal to look at and to type into.
 //! - [`habets_arping`]: a program whose package excludes another that is needed.
 //! - [`ping`], [`tcp`], [`udp`]: traffic whose payload is compared; [`Pinging`]: pings
 //!   that go on meanwhile; [`all_reachable`]:
@@ -67,6 +68,7 @@ mod nspawn;
 mod pinging;
 pub mod protocol;
 mod snapshot;
+mod tmux;
 mod traffic;
 mod tuntap;
 mod workdir;
@@ -92,6 +94,7 @@ pub use ns::{Ns, forget, refuse_root_namespace, require_root};
 pub use nspawn::{Nspawn, SystemdHost};
 pub use pinging::{PING_INTERVAL, Pinging};
 pub use snapshot::{Snapshot, interfaces};
+pub use tmux::Tmux;
 pub use traffic::{
     STALL, all_reachable, fetch, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
 };

@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod captures;
 mod ci;
 mod demo;
 mod differential;
@@ -44,6 +45,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Runs the benchmarks
     Bench(bench::Args),
+    /// Draws the pictures of `top` that README.md shows
+    Captures(captures::Args),
     /// Raises, enters or removes a lab of network namespaces
     Lab(lab::Args),
     /// Writes the parts of the documents that follow from the code
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Differential(args) => differential::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Captures(args) => captures::run(args),
         Verb::Lab(args) => lab::run(args),
         Verb::Docs(args) => docs::run(args),
         Verb::Ci(args) => ci::run(args),

@@ -26,7 +26,7 @@ use self::{
     monitor::Monitors,
     service::Service,
     socket::{Asked, Socket},
-    tell::{Complaints, Known, Told},
+    tell::{Attempt, Complaints, Known, Told},
 };
 use crate::{
     cli::Global,
@@ -247,7 +247,9 @@ impl Agent {
                     self.deadline = deadline();
                     self.reload();
                     self.observer.refresh();
-                    if let Err(error) = self.plane.verify() {
+                    let verified = self.plane.verify();
+                    self.told.ended(Attempt::Verify, &verified);
+                    if let Err(error) = verified {
                         tracing::warn!("cannot look at the attachments: {error:#}");
                     }
                     self.renew_next_hops();
@@ -334,10 +336,11 @@ impl Agent {
     /// When to try again, if it failed.
     fn sync_or_retry(&mut self) -> Option<Instant> {
         let started = Instant::now();
-        let result = self.sync();
+        let synced = self.sync();
         // With thousands of machines half of the time is the others'.
         self.observer.rest(started.elapsed());
-        match result {
+        self.told.ended(Attempt::Sync, &synced);
+        match synced {
             Ok(_) => None,
             Err(error) => {
                 tracing::error!("{error:#}; trying again");

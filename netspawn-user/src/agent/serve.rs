@@ -28,6 +28,7 @@ impl Agent {
                     since: self.since,
                     last_sync: self.last_sync,
                     registered: self.snapshot.registered.clone(),
+                    troubles: self.told.troubles(),
                 });
             }
             Request::Sync => {

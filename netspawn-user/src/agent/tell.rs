@@ -13,6 +13,7 @@ use super::{
     ready_line,
 };
 use crate::{
+    control::Trouble,
     datapath::events::Report,
     event::{Event, Kind},
     model::DisplayMac,
@@ -26,16 +27,47 @@ const COMPLAIN: Duration = Duration::from_secs(60);
 
 /// Tells problems once, and again when they come back after having gone.
 #[derive(Debug, Default)]
-pub(super) struct Told(Vec<Problem>);
+pub(super) struct Told {
+    problems: Vec<Trouble>,
+    /// What the last attempts failed with: to sync, to look at the attachments.
+    failures: [Option<Trouble>; 2],
+}
+
+/// What the agent attempts again and again.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attempt {
+    Sync,
+    Verify,
+}
 
 impl Told {
     /// Logs those that are new.
     pub(super) fn tell<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
-        let now: Vec<Problem> = problems.cloned().collect();
-        for problem in now.iter().filter(|problem| !self.0.contains(problem)) {
-            tracing::warn!("{problem}");
+        let mut now = Vec::new();
+        for problem in problems {
+            let text = problem.to_string();
+            let known = self.problems.iter().find(|known| known.text == text);
+            now.push(known.cloned().unwrap_or_else(|| {
+                tracing::warn!("{text}");
+                Trouble::now(text)
+            }));
         }
-        self.0 = now;
+        self.problems = now;
+    }
+
+    /// Remembers how an attempt has ended.
+    pub(super) fn ended<T>(&mut self, attempt: Attempt, result: &anyhow::Result<T>) {
+        let failure = &mut self.failures[attempt as usize];
+        let text = result.as_ref().err().map(|error| format!("{error:#}"));
+        if text.as_ref() != failure.as_ref().map(|failure| &failure.text) {
+            *failure = text.map(Trouble::now);
+        }
+    }
+
+    /// All that is wrong now.
+    pub(super) fn troubles(&self) -> Vec<Trouble> {
+        let failures = self.failures.iter().flatten();
+        failures.chain(&self.problems).cloned().collect()
     }
 }
 

@@ -13,14 +13,22 @@ pub mod man;
 pub mod monitor;
 pub mod remove;
 pub mod status;
+pub mod top;
+pub mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::Duration,
+};
 
 use netspawn_ebpf::{abi::Traffic, verdict::Reason};
 
 use crate::{
     cli::Global,
     config::Policy,
+    control::Trouble,
+    mismatch::{self, Mismatch},
     model::Host,
     output::AgentReport,
     plan::State,
@@ -49,6 +57,12 @@ pub trait DataPlane {
 /// An uplink that is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkView {
+    /// Name when it was last looked at.
+    pub name: String,
+    /// Its interface was deleted.
+    pub gone: bool,
+    /// Names of the programs that should be attached to it, and are not.
+    pub missing: Vec<String>,
     /// ifindex.
     pub ifindex: u32,
     /// `tc` or `xdp`.
@@ -66,6 +80,8 @@ pub struct View {
     pub uplinks: Vec<UplinkView>,
     /// Content of the maps.
     pub held: State,
+    /// Ports in the maps that their guard does not see first, and why.
+    pub unguarded: BTreeMap<u32, &'static str>,
     /// Room in the maps.
     pub limits: Limits,
     /// [`netspawn_ebpf::abi::map::COUNTS`], summed over CPUs.
@@ -76,6 +92,8 @@ pub struct View {
     pub drops: BTreeMap<(u32, Reason), u64>,
     /// The agent, when one runs.
     pub agent: Option<AgentReport>,
+    /// What the agent cannot do, and since when.
+    pub troubles: Vec<Trouble>,
     /// Where declarations are read from.
     pub sources: BTreeSet<Source>,
     /// What machined says of links.
@@ -119,6 +137,47 @@ pub fn declarations(global: &Global, view: &View) -> Snapshot {
     let mut snapshot = sources.read(&view.host);
     snapshot.registered = view.registered.clone();
     snapshot
+}
+
+/// The data plane and the declarations, compared. While an agent runs, what it is
+/// about to put right is given the time for that.
+///
+/// # Errors
+/// When the data plane cannot be read.
+pub fn compared(global: &Global, plane: &dyn DataPlane) -> anyhow::Result<Compared> {
+    const SETTLES: Duration = Duration::from_millis(300);
+    let compare = || -> anyhow::Result<Compared> {
+        let view = plane.view()?;
+        let snapshot = declarations(global, &view);
+        let desired = view.resolve(&snapshot);
+        let mismatches = mismatch::find(&snapshot, &view, &desired);
+        Ok(Compared {
+            view,
+            snapshot,
+            desired,
+            mismatches,
+        })
+    };
+    let compared = compare()?;
+    let passing = |mismatch: &Mismatch| mismatch.kind.may_pass();
+    if compared.view.agent.is_some() && compared.mismatches.iter().any(passing) {
+        thread::sleep(SETTLES);
+        return compare();
+    }
+    Ok(compared)
+}
+
+/// What [`compared`] finds.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    /// What is in place.
+    pub view: View,
+    /// What is declared.
+    pub snapshot: Snapshot,
+    /// What should be in place.
+    pub desired: Desired,
+    /// Where both differ.
+    pub mismatches: Vec<Mismatch>,
 }
 
 /// The declarations as they are now, whose problems are told on stderr.

@@ -1,30 +1,42 @@
 //! `status`.
 
-use super::{DataPlane, View, list, told_declarations};
+use super::{Compared, DataPlane, View, compared, list, watch};
 use crate::{
-    cli::Global,
+    cli::{Global, WatchArgs},
     model::DisplayMac,
     outcome::Outcome,
-    output::{MachineCounts, Report, StatusReport, UplinkReport},
+    output::{MachineCounts, StatusReport, UplinkReport},
     registry::MachineState,
-    source::Snapshot,
 };
 
-/// Prints uplinks, numbers of machines, and the agent.
+/// Prints whether all is well: uplinks, numbers of machines, the agent, and where
+/// what is in place differs from what is declared.
 ///
 /// # Errors
 /// When the data plane cannot be read, or stdout is closed.
-pub fn run(global: &Global, plane: &dyn DataPlane) -> anyhow::Result<Outcome> {
-    let view = plane.view()?;
-    report(&told_declarations(global, &view), &view).print(global.json)?;
+pub fn run(global: &Global, args: &WatchArgs, plane: &dyn DataPlane) -> anyhow::Result<Outcome> {
+    watch::show(global, args, || {
+        let compared = compared(global, plane)?;
+        Ok(watch::Look {
+            presence: watch::Presence::of(&compared.view),
+            report: report(compared),
+            notes: Vec::new(),
+        })
+    })?;
     Ok(Outcome::Done)
 }
 
 /// Sums up.
-pub fn report(snapshot: &Snapshot, view: &View) -> StatusReport {
+pub fn report(compared: Compared) -> StatusReport {
+    let Compared {
+        view,
+        desired,
+        mismatches,
+        ..
+    } = compared;
     let mut machines = MachineCounts::default();
-    for machine in &view.resolve(snapshot).machines {
-        *match list::state(machine, view) {
+    for machine in &desired.machines {
+        *match list::state(machine, &view) {
             MachineState::Up => &mut machines.up,
             MachineState::Waiting => &mut machines.waiting,
             MachineState::Down => &mut machines.down,
@@ -46,5 +58,17 @@ pub fn report(snapshot: &Snapshot, view: &View) -> StatusReport {
         machines,
         prefixes: view.held.prefixes(),
         agent: view.agent.clone(),
+        mismatches,
+        proposal: proposal(&view),
     }
+}
+
+/// The interface that the host's default route goes through.
+fn proposal(view: &View) -> Option<String> {
+    let routes = view.host.routes.iter();
+    let default = routes
+        .filter(|route| route.destination.prefix_len() == 0)
+        .min_by_key(|route| route.priority)?;
+    let link = view.host.links.get(&default.ifindex?)?;
+    Some(link.name.clone())
 }

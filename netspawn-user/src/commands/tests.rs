@@ -43,11 +43,15 @@ fn fake() -> Fake {
         view: View {
             host,
             uplinks: vec![UplinkView {
+                name: "eth0".to_owned(),
+                gone: false,
+                missing: Vec::new(),
                 ifindex: 2,
                 mode: "tc".to_owned(),
                 programs: vec!["uplink_ingress".to_owned()],
             }],
             held: State::default(),
+            unguarded: BTreeMap::new(),
             limits: Limits {
                 max_machines: 4,
                 max_addresses: 4,
@@ -56,6 +60,7 @@ fn fake() -> Fake {
             traffic: BTreeMap::new(),
             drops: BTreeMap::new(),
             agent: None,
+            troubles: Vec::new(),
             sources: [Source::Files].into(),
             registered: Registered::default(),
         },
@@ -93,10 +98,11 @@ fn machine_waits_until_the_maps_serve_it() {
     let mut plane = fake();
     add::run(&dirs.global, &web(), &plane).unwrap();
     let snapshot = declarations(&dirs.global, &plane.view);
-    let row = |plane: &Fake| list::report(&snapshot, &plane.view).0.remove(0);
+    let compared = |plane: &Fake| compared(&dirs.global, plane).unwrap();
+    let row = |plane: &Fake| list::report(&compared(plane)).0.remove(0);
     assert_eq!(row(&plane).state, MachineState::Waiting);
     assert_eq!(row(&plane).rx_packets, None);
-    assert_eq!(status::report(&snapshot, &plane.view).machines.waiting, 1);
+    assert_eq!(status::report(compared(&plane)).machines.waiting, 1);
 
     plane.view.held = plane.view.resolve(&snapshot).state;
     let traffic = Traffic {
@@ -110,7 +116,7 @@ fn machine_waits_until_the_maps_serve_it() {
     assert_eq!(up.state, MachineState::Up);
     assert_eq!((up.rx_packets, up.tx_packets), (Some(1), Some(0)));
     assert_eq!(up.drops, BTreeMap::from([("vlan", 5)]));
-    let status = status::report(&snapshot, &plane.view);
+    let status = status::report(compared(&plane));
     assert_eq!((status.machines.up, status.prefixes), (1, 1));
 
     plane.view.uplinks.clear();

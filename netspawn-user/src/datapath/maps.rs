@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::maps::{
-    Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
-    lpm_trie::Key, xdp::DevMapHash,
+    Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap,
+    PerCpuValues, lpm_trie::Key, xdp::DevMapHash,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netspawn_ebpf::{
@@ -192,16 +192,16 @@ impl Maps {
 
     fn read_state(&self) -> Result<State, MapError> {
         let mut state = State::default();
-        for entry in self.addrs4.iter() {
-            let (address, owner) = entry?;
+        each(self.addrs4.map(), 1, |address: [u8; 4], owner| {
             let net = Ipv4Net::from(std::net::Ipv4Addr::from(address));
-            state.addresses.insert(net.into(), owner);
-        }
-        for entry in self.addrs6.iter() {
-            let (address, owner) = entry?;
+            state.addresses.insert(net.into(), value(owner));
+            true
+        })?;
+        each(self.addrs6.map(), 1, |address: [u8; 16], owner| {
             let net = Ipv6Net::from(std::net::Ipv6Addr::from(address));
-            state.addresses.insert(net.into(), owner);
-        }
+            state.addresses.insert(net.into(), value(owner));
+            true
+        })?;
         for (trie, into) in [
             (&self.prefixes4, &mut state.addresses),
             (&self.routes4, &mut state.routes),
@@ -226,12 +226,7 @@ impl Maps {
         for entry in self.sources6.iter() {
             state.sources.extend(source_of(&entry?.0));
         }
-        for (id, entry) in (0u32..).zip(self.endpoints.iter()) {
-            let entry = entry?.0;
-            if entry.name[0] != 0 {
-                state.endpoints.insert(id, entry);
-            }
-        }
+        state.endpoints = self.endpoints()?;
         for entry in self.ports.iter() {
             let (ifindex, id) = entry?;
             state.ports.insert(ifindex, id);
@@ -467,22 +462,45 @@ impl Maps {
             .collect()
     }
 
+    /// The endpoints, by id.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn endpoints(&self) -> Result<BTreeMap<u32, abi::EndpointEntry>, MapError> {
+        let mut found = BTreeMap::new();
+        each(self.endpoints.map(), 1, |id: u32, entry| {
+            let Endpoint(entry) = value(entry);
+            if entry.name[0] != 0 {
+                found.insert(id, entry);
+            }
+            true
+        })?;
+        Ok(found)
+    }
+
     /// Traffic of the endpoints named, summed over CPUs.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn traffic(&self, ids: impl Iterator<Item = u32>) -> Result<BTreeMap<u32, abi::Traffic>> {
-        ids.map(|id| {
-            let mut sum = abi::Traffic::default();
-            for Traffic(cpu) in self.traffic.get(&id, 0)?.iter() {
-                sum.rx_packets += cpu.rx_packets;
-                sum.rx_bytes += cpu.rx_bytes;
-                sum.tx_packets += cpu.tx_packets;
-                sum.tx_bytes += cpu.tx_bytes;
+        let mut found: BTreeMap<u32, _> = ids.map(|id| (id, abi::Traffic::default())).collect();
+        let Some((last, _)) = found.last_key_value() else {
+            return Ok(found);
+        };
+        let last = *last;
+        each(self.traffic.map(), nr_cpus()?, |id: u32, cpus| {
+            if let Some(sum) = found.get_mut(&id) {
+                for cpu in cpus.chunks_exact(size_of::<Traffic>()) {
+                    let Traffic(cpu) = value(cpu);
+                    sum.rx_packets += cpu.rx_packets;
+                    sum.rx_bytes += cpu.rx_bytes;
+                    sum.tx_packets += cpu.tx_packets;
+                    sum.tx_bytes += cpu.tx_bytes;
+                }
             }
-            Ok((id, sum))
-        })
-        .collect()
+            id < last
+        })?;
+        Ok(found)
     }
 
     /// Dropped frames by endpoint and reason, summed over CPUs.
@@ -491,12 +509,46 @@ impl Maps {
     /// When the map cannot be read.
     pub fn drops(&self) -> Result<BTreeMap<(u32, Reason), u64>> {
         let mut found = BTreeMap::new();
-        for entry in self.drops.iter() {
-            let (DropKey(key), values) = entry?;
+        each(self.drops.map(), nr_cpus()?, |DropKey(key), cpus| {
             if let Some(reason) = Reason::ALL.get(key.reason as usize) {
-                found.insert((key.endpoint, *reason), values.iter().sum());
+                let count = cpus.chunks_exact(size_of::<u64>()).map(value::<u64>).sum();
+                found.insert((key.endpoint, *reason), count);
             }
-        }
+            true
+        })?;
         Ok(found)
     }
+}
+
+/// Number of values that an entry of a per-CPU map has.
+fn nr_cpus() -> Result<usize, MapError> {
+    aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))
+}
+
+/// Hands all entries of a map to `to`, until it returns false.
+fn each<K: aya::Pod>(
+    map: &MapData,
+    cpus: usize,
+    mut to: impl FnMut(K, &[u8]) -> bool,
+) -> Result<(), MapError> {
+    let size = map.info()?.value_size() as usize;
+    let size = if cpus > 1 {
+        size.next_multiple_of(8)
+    } else {
+        size
+    };
+    batch::read(
+        map.fd().as_fd(),
+        size_of::<K>(),
+        size * cpus,
+        |key, bytes| to(value(key), bytes),
+    )
+    .map_err(MapError::IoError)
+}
+
+/// A value from the bytes that the kernel has copied.
+fn value<T: aya::Pod>(bytes: &[u8]) -> T {
+    assert!(bytes.len() >= size_of::<T>(), "the map has another layout");
+    // SAFETY: there are enough bytes, any of which make a `Pod`.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }

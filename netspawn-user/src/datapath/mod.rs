@@ -5,6 +5,7 @@ pub mod events;
 mod groups;
 mod lookup;
 pub mod maps;
+pub mod meter;
 pub mod object;
 pub mod pins;
 pub mod plane;

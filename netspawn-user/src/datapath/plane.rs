@@ -257,10 +257,17 @@ impl Plane {
                 continue;
             }
             let found = self.programs_on(&uplink.name, uplink.ifindex)?;
-            let xdp = found.iter().any(|program| program.hook == Hook::Xdp);
+            let has = |hook| found.iter().any(|program| program.hook == hook);
+            let missing = LINKS
+                .iter()
+                .filter(|(hook, _)| (*hook != Hook::Xdp || uplink.xdp) && !has(*hook))
+                .map(|(hook, _)| program_of(*hook).to_owned());
             views.push(UplinkView {
+                name: uplink.name,
+                gone: uplink.gone,
+                missing: missing.collect(),
                 ifindex: uplink.ifindex,
-                mode: if xdp { "xdp" } else { "tc" }.to_owned(),
+                mode: if uplink.xdp { "xdp" } else { "tc" }.to_owned(),
                 programs: found
                     .iter()
                     .map(|program| program_of(program.hook).to_owned())
@@ -516,7 +523,7 @@ impl Plane {
         any
     }
 
-    /// Looks at the attachments as the kernel has them: puts back what uplinks
+    /// Looks at attachments and maps as the kernel has them: puts back what uplinks
     /// lack, and forgets the guards that ports lack and what was found out of
     /// machines, so that the next [`Plane::sync`] mends both.
     ///
@@ -530,7 +537,33 @@ impl Plane {
         }
         self.guarded.retain(|ifindex| intact.contains(ifindex));
         self.takes_xdp.clear();
+        let found = self.maps.read()?;
+        if found != self.state {
+            tracing::warn!("somebody else has written to the maps; they are put right");
+            self.state = found;
+        }
         self.mend_uplinks()
+    }
+
+    /// Ports that the maps have a machine for and that the guard does not see first,
+    /// and why.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn unguarded(&mut self) -> Result<BTreeMap<u32, &'static str>> {
+        let states = self.ports.states()?;
+        let why = |ifindex| match states.get(ifindex) {
+            None => Some("its guard was taken off"),
+            Some(state) if !state.first => Some("another program comes before its guard"),
+            Some(state) if state.program != Some(self.guard_id) => {
+                Some("it runs another program than the guard that is pinned")
+            }
+            Some(_) => None,
+        };
+        let ports = self.state.ports.keys();
+        Ok(ports
+            .filter_map(|ifindex| Some((*ifindex, why(ifindex)?)))
+            .collect())
     }
 
     /// Takes all that is ours off one uplink, and puts back what was changed.

@@ -45,6 +45,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("systemd-container", "systemd-nspawn and machined"),
     ("tcpdump", "shows and records what is on the wire"),
     ("thc-ipv6", "attacks of a guest on neighbor discovery"),
+    ("tmux", "a terminal in which tests see `top`"),
     ("traceroute", "the hops of a path, by UDP, ICMP and TCP"),
     ("xz-utils", "kernel modules are compressed with it"),
     ("zstd", "kernel modules are compressed with it"),

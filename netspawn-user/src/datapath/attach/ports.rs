@@ -218,6 +218,40 @@ impl Ports {
     /// What guards which port, by dump. Pins of ports that are gone are
     /// removed on the way.
     pub fn dump(&mut self) -> Result<BTreeMap<u32, PortState>, Error> {
+        let (mut states, links) = self.look()?;
+        for (ifindex, path, link, state) in links {
+            match state {
+                Some(state) => {
+                    let before = states.insert(ifindex, state);
+                    if before.is_some_and(|before| before.guard == Guard::Block) {
+                        self.leave_block(ifindex)?;
+                    }
+                }
+                None => link.remove(&path)?,
+            }
+        }
+        Ok(states)
+    }
+
+    /// As [`Ports::dump`], for who may not change anything.
+    pub fn states(&mut self) -> Result<BTreeMap<u32, PortState>, Error> {
+        let (mut states, links) = self.look()?;
+        let links = links.into_iter();
+        states.extend(links.filter_map(|(ifindex, _, _, state)| Some((ifindex, state?))));
+        Ok(states)
+    }
+
+    /// Guards by block or filter, and the pinned links with what they guard.
+    #[expect(clippy::type_complexity, reason = "two callers, right above")]
+    fn look(
+        &mut self,
+    ) -> Result<
+        (
+            BTreeMap<u32, PortState>,
+            Vec<(u32, PathBuf, PinnedLink, Option<PortState>)>,
+        ),
+        Error,
+    > {
         let mut states = BTreeMap::new();
         let mut programs = BTreeMap::new();
         for qdisc in self.qdiscs()? {
@@ -254,6 +288,7 @@ impl Ports {
             };
             states.insert(ifindex, state);
         }
+        let mut links = Vec::new();
         for (ifindex, path) in self.pins()? {
             let Some(link) = PinnedLink::open(&path)? else {
                 continue;
@@ -261,22 +296,14 @@ impl Ports {
             let place = tcx_programs(ifindex, Hook::TcIngress)?
                 .iter()
                 .position(|entry| entry.link == link.info.id);
-            match place {
-                Some(place) => {
-                    let state = PortState {
-                        guard: Guard::Link,
-                        program: Some(link.info.program),
-                        first: place == 0,
-                    };
-                    let before = states.insert(ifindex, state);
-                    if before.is_some_and(|before| before.guard == Guard::Block) {
-                        self.leave_block(ifindex)?;
-                    }
-                }
-                None => link.remove(&path)?,
-            }
+            let state = place.map(|place| PortState {
+                guard: Guard::Link,
+                program: Some(link.info.program),
+                first: place == 0,
+            });
+            links.push((ifindex, path, link, state));
         }
-        Ok(states)
+        Ok((states, links))
     }
 
     /// Has another program guard all ports: one step for those of each block,
