@@ -108,6 +108,8 @@ pub enum Command {
     Counters,
     /// Print what happens, one line each, until told to stop
     Monitor(MonitorArgs),
+    /// Find what keeps machines from being served, and say how to mend it
+    Check(CheckArgs),
     /// Show what host routes and proxy neighbors declare, as machine files
     Import(ImportArgs),
     /// Print the network configuration of a machine, or install it into its image
@@ -274,6 +276,26 @@ fn reasons() -> clap::builder::PossibleValuesParser {
     let all = Reason::ALL.iter().copied();
     let told = all.filter(|reason| reason.kind() == Kind::Drop || reason.is_told());
     told.map(Reason::name).collect::<Vec<_>>().into()
+}
+
+/// `check`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Looks at the kernel, the uplink, its driver and offloads, MTUs, settings, routes, the
+firewall, what else answers for addresses, systemd-networkd, declarations, and machines.
+Works before and after `attach`, best as root; changes nothing. Each finding has the
+commands that mend it, or says what there is to decide.
+
+Exit codes: 0 no error was found (warnings and notes are none), 1 there is one.
+
+Examples:
+  netspawn-xdp check eth0
+  netspawn-xdp check --json")]
+pub struct CheckArgs {
+    /// Interface that faces the network [default: those attached, else those in
+    /// netspawn.toml, else those of the default routes]
+    #[arg(value_name = "UPLINK", value_parser = fields::interface_name)]
+    pub uplink: Option<String>,
 }
 
 /// `import`.

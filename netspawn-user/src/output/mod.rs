@@ -1,5 +1,6 @@
 //! What commands print on stdout: data, as a table or as JSON.
 
+mod check;
 mod counters;
 mod list;
 mod status;
@@ -10,6 +11,7 @@ use anyhow::Context;
 use serde::Serialize;
 use tabwriter::TabWriter;
 
+pub use check::{CheckReport, CheckRow};
 pub use counters::CountersReport;
 pub use list::{ListReport, ListRow};
 pub use status::{AgentReport, MachineCounts, StatusReport, UplinkReport};
