@@ -85,7 +85,7 @@ fn bpf(facts: &Facts) -> Vec<Finding> {
                 format!("it has no {}", kernel.missing.join(", no ")),
                 decide("boot Linux 6.1 or newer, with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF"),
             ),
-            (true, Some(limit)) if refusal.denied => add(
+            (true, Some(limit)) if refusal.denied && kernel.capable => add(
                 MEMLOCK_LIMIT,
                 format!("maps are refused, and {limit} bytes may be locked"),
                 decide("`ulimit -l unlimited` in this shell, LimitMEMLOCK=infinity in a service"),

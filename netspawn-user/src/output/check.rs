@@ -9,6 +9,9 @@ use crate::check::{Finding, Findings, Remedy, Severity};
 /// Commands shown on the terminal for one finding; `--json` has all.
 const COMMANDS: usize = 6;
 
+/// Subjects that are longer, such as paths, are not aligned with.
+const LONG: usize = 24;
+
 /// A finding in `check --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CheckRow {
@@ -86,7 +89,7 @@ impl CheckReport {
             lengths.max().unwrap_or(0)
         };
         let severities = wide(|row| row.severity.name());
-        let subjects = wide(|row| &row.subject).min(24);
+        let subjects = wide(|row| &row.subject).min(LONG);
         let indent = severities + 2;
         let mut text = String::new();
         for row in &self.rows {

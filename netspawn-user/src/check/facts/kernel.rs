@@ -59,6 +59,8 @@ pub struct Kernel {
     pub missing: Vec<&'static str>,
     /// What traffic control refuses: what was tried, and the reason.
     pub traffic_control: Option<(&'static str, String)>,
+    /// Whether this process has the capability that BPF asks for.
+    pub capable: bool,
     /// Whether it has tcx.
     pub tcx: bool,
     /// Whether it has BTF.
@@ -77,6 +79,7 @@ pub fn read() -> Kernel {
     };
     let mut kernel = Kernel {
         tcx: bpf::has_tcx(),
+        capable: is_capable(),
         btf: fs::exists("/sys/kernel/btf/vmlinux").unwrap_or(false),
         memlock: memlock(),
         ..Kernel::default()
@@ -135,4 +138,15 @@ fn memlock() -> Option<u64> {
     let (soft, _) =
         nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK).ok()?;
     (soft != libc::RLIM_INFINITY).then_some(soft)
+}
+
+/// Whether CAP_BPF or CAP_SYS_ADMIN is effective.
+fn is_capable() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    const CAP_BPF: u32 = 39;
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & (1 << CAP_SYS_ADMIN | 1 << CAP_BPF) != 0)
 }

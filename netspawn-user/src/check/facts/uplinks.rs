@@ -68,17 +68,18 @@ pub fn find(view: &View, config: &Config, pins: &Pins, named: Option<&str>) -> V
     let mut ethtool = Ethtool::open().ok();
     let mut uplinks = Vec::new();
     for name in names {
-        // A port that was attached before it became one has its master's programs.
-        let was_attached = recorded.iter().any(|uplink| uplink.name == name);
-        let link = match uplink_check(&view.host, &name) {
-            Ok(link) => Ok(link),
-            Err(UplinkError::Port { .. }) if was_attached => Ok(outermost(
-                &view.host,
-                view.host
-                    .link(&name)
-                    .unwrap_or_else(|| unreachable!("the port was found by this name")),
-            )),
-            Err(error) => Err(error),
+        // A port whose master has the programs is served by it.
+        let master = view
+            .host
+            .link(&name)
+            .map(|link| outermost(&view.host, link));
+        let is_served = |master: &&Link| {
+            let mut attached = view.uplinks.iter();
+            attached.any(|uplink| uplink.ifindex == master.ifindex)
+        };
+        let link = match (uplink_check(&view.host, &name), master.filter(is_served)) {
+            (Err(UplinkError::Port { .. }), Some(master)) => Ok(master),
+            (link, _) => link,
         };
         uplinks.push(match link {
             Ok(link) => read(link, view, config, ethtool.as_mut()),
