@@ -184,7 +184,7 @@ fn routed_on_link(facts: &Facts) -> Vec<Finding> {
                     format!("has {} on-link, and a link-local gateway", own.trunc()),
                     decide(format!(
                         "if the provider routes it, make the host's address a single one: \
-                         `ip address add {single} dev {0}; ip address del {own} dev {0}`",
+                         `ip address del {own} dev {0}; ip address add {single} dev {0}`",
                         link.name
                     )),
                 ));

@@ -1,6 +1,13 @@
 //! What systemd-networkd does to the host's side.
 
-use super::{Facts, Finding, facts::Networkd, rules::*, run, sum_up};
+use super::{
+    Facts, Finding, decide,
+    facts::Networkd,
+    machines::{owner, prefix_text},
+    rules::*,
+    run, sum_up,
+};
+use crate::source::Source;
 
 /// The file for ports that packages bring along.
 const PORT_FILE: &str = include_str!("../../../packaging/80-container-ve.network");
@@ -26,6 +33,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
             ]),
         ));
     }
+    found.extend(gateways(facts, networkd));
     found.extend(routes(facts, networkd));
     found.extend(rules(networkd));
     found
@@ -53,21 +61,51 @@ fn leave_alone(key: &str, file: &str) -> super::Remedy {
     ])
 }
 
+/// Default routes, which a file of networkd should have.
+fn gateways(facts: &Facts, networkd: &Networkd) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for route in &networkd.routes {
+        let Some((ifindex, file)) = route
+            .ifindex
+            .and_then(|ifindex| networkd.managed.get_key_value(&ifindex))
+        else {
+            continue;
+        };
+        if route.destination.prefix_len() == 0 && facts.is_uplink(*ifindex) {
+            let gateway = route.gateway.map(|gateway| gateway.to_string());
+            let gateway = gateway.unwrap_or_else(|| "the gateway".to_owned());
+            found.push(Finding::new(
+                NETWORKD_FOREIGN_GATEWAY,
+                facts.name(*ifindex),
+                format!("default route via {gateway} is not networkd's"),
+                decide(format!(
+                    "write it into [Network] of {}: Gateway={gateway}",
+                    file.display()
+                )),
+            ));
+        }
+    }
+    found
+}
+
+/// Routes that declare machines.
 fn routes(facts: &Facts, networkd: &Networkd) -> Option<Finding> {
+    if !networkd.manages_routes || !facts.sources.contains(&Source::Kernel) {
+        return None;
+    }
+    let is_managed = |ifindex: u32| networkd.managed.contains_key(&ifindex);
     let at_risk: Vec<String> = networkd
         .routes
         .iter()
-        .filter(|route| networkd.manages_routes && networkd.managed.contains(&route.ifindex))
-        .map(|route| {
-            let family = if route.v4 { "IPv4" } else { "IPv6" };
-            format!("{family} by {}", facts.name(route.ifindex))
-        })
+        .filter(|route| route.ifindex.is_some_and(is_managed))
+        .filter(|route| owner(facts, &route.destination).is_some())
+        .map(|route| prefix_text(&route.destination))
         .collect();
     (!at_risk.is_empty()).then(|| {
         Finding::new(
             NETWORKD_FOREIGN_ROUTES,
             "networkd",
-            format!("default route not its own: {}", sum_up(&at_risk)),
+            format!("not its own, and of machines: {}", sum_up(&at_risk)),
             leave_alone("ManageForeignRoutes", "netspawn-routes"),
         )
     })

@@ -279,10 +279,13 @@ rules! {
     NETWORKD_PORT_FILE: Warning Networkd "networkd-port-file",
         "networkd gives ports (`ve-*`) a subnet, DHCP, NAT or an IPv4 link-local address.",
         "Host and machines get addresses that lead nowhere, and NAT that nothing passes.";
+    NETWORKD_FOREIGN_GATEWAY: Warning Networkd "networkd-foreign-gateway",
+        "networkd looks after an uplink, and a default route by it is not its own.",
+        "It is gone once networkd configures the interface anew (`networkctl reconfigure`).";
     NETWORKD_FOREIGN_ROUTES: Warning Networkd "networkd-foreign-routes",
-        "networkd looks after an interface, and a default route by it is not its own.",
-        "networkd deletes it at its next start.";
+        "Host routes declare machines (source `kernel`), and networkd manages foreign ones.",
+        "It deletes them when it configures their interface anew, and the machine is gone.";
     NETWORKD_FOREIGN_RULES: Info Networkd "networkd-foreign-rules",
         "Routing policy rules are not networkd's own, and it manages foreign ones.",
-        "networkd deletes them at its next start.";
+        "It deletes them when it configures an interface anew.";
 }

@@ -202,7 +202,7 @@ provoked! {
     routed_prefix_on_link: "routed-prefix-on-link", plain, |stage| {
         stage.host(&["ip -6 route replace default via fe80::1 dev eth0"])
     }, Person(|stage| stage.run_printed(
-        "ip address add 2001:db8::10/128 dev eth0; ip address del 2001:db8::10/64 dev eth0"
+        "ip address del 2001:db8::10/64 dev eth0; ip address add 2001:db8::10/128 dev eth0"
     ));
 
     guest_ipv4_link_local: "guest-ipv4-link-local", plain, |stage| {

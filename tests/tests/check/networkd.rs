@@ -13,6 +13,7 @@ use crate::stage::{commands, finding, judged};
 /// The findings that are provoked here.
 pub const PROVOKED: &[&str] = &[
     "networkd-port-file",
+    "networkd-foreign-gateway",
     "networkd-foreign-routes",
     "networkd-foreign-rules",
 ];
@@ -38,18 +39,18 @@ fn mend(system: &SystemdHost, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Restarts networkd, and waits until it has configured the uplink.
-fn restart(system: &SystemdHost) -> Result<()> {
-    system.run("systemctl restart systemd-networkd")?;
-    configured(system)
+/// Has networkd configure an interface anew, and waits until it has.
+fn reconfigure(system: &SystemdHost, interface: &str) -> Result<()> {
+    system.run(&format!("networkctl reconfigure {interface}"))?;
+    configured(system, interface)
 }
 
-fn configured(system: &SystemdHost) -> Result<()> {
+fn configured(system: &SystemdHost, interface: &str) -> Result<()> {
     let done = wait_until(SOON, || {
-        let state = system.run("networkctl --no-legend list eth0");
+        let state = system.run(&format!("networkctl --no-legend list {interface}"));
         state.is_ok_and(|text| text.contains("configured"))
     });
-    ensure!(done, "networkd does not configure eth0");
+    ensure!(done, "networkd does not configure {interface}");
     Ok(())
 }
 
@@ -69,14 +70,24 @@ fn networkd_s_ways_are_told_and_mended() -> Result<()> {
     system.shell("rm /etc/systemd/network/10-ports.network; networkctl reload")?;
     mend(&system, "networkd-port-file")?;
 
+    // A port whose route declares its machine.
+    system.write(
+        "/etc/netspawn/netspawn.toml",
+        "[attach]\nsource = [\"kernel\"]\n",
+    )?;
+    system.shell(
+        "ip link add ve-web type veth peer name web0; ip link set web0 up; ip link set ve-web up",
+    )?;
+    configured(&system, "ve-web")?;
+
     let has =
         |command: &str, word: &str| -> Result<bool> { Ok(system.run(command)?.contains(word)) };
     for (id, add, list, word) in [
         (
             "networkd-foreign-routes",
-            "ip route add default via 203.0.113.1 metric 77",
-            "ip route show default",
-            "metric 77",
+            "ip route add 203.0.113.77 dev ve-web",
+            "ip route",
+            "203.0.113.77 dev ve-web",
         ),
         (
             "networkd-foreign-rules",
@@ -87,19 +98,33 @@ fn networkd_s_ways_are_told_and_mended() -> Result<()> {
     ] {
         // What it warns of is so.
         system.run(add)?;
-        restart(&system)?;
+        reconfigure(&system, "ve-web")?;
         let gone = wait_until(SOON, || has(list, word).is_ok_and(|there| !there));
         ensure!(gone, "networkd leaves `{word}` alone");
         none(id)?;
 
         system.run(add)?;
         mend(&system, id)?;
-        configured(&system)?;
+        configured(&system, "ve-web")?;
         ensure!(has(list, word)?, "`{word}` is gone");
-        restart(&system)?;
-        ensure!(has(list, word)?, "`{word}` is gone after a restart");
+        reconfigure(&system, "ve-web")?;
+        ensure!(has(list, word)?, "`{word}` is gone when configured anew");
     }
-    Ok(())
+
+    let id = "networkd-foreign-gateway";
+    system.run("ip route add default via 203.0.113.1 metric 77")?;
+    let found = check(&system)?;
+    let shown = finding(&found, id).with_context(|| format!("{found:#?}"))?;
+    let advice = shown["advice"].as_str().unwrap_or_default();
+    let file = "/etc/systemd/network/10-uplink.network: Gateway=203.0.113.1";
+    ensure!(advice.ends_with(file), "{advice}");
+    // The file has it already; networkd's own is what remains.
+    reconfigure(&system, "eth0")?;
+    let gone = wait_until(SOON, || {
+        has("ip route show default", "metric 77").is_ok_and(|there| !there)
+    });
+    ensure!(gone, "networkd leaves the default route alone");
+    none(id)
 }
 
 #[test]

@@ -66,13 +66,24 @@ pub struct Firewall {
 
 /// Reads it; `None` when the kernel does not tell.
 pub fn read() -> Option<Firewall> {
+    let chains = kernel::chains().ok()?;
     let mut firewall = match output_of(Command::new("nft").args(["-j", "list", "ruleset"])) {
         Some(text) => parse(&serde_json::from_str(&text).ok()?),
         None => Firewall {
-            chains: by_netlink()?,
+            chains: chains.iter().map(told_by_netlink).collect(),
             ..Firewall::default()
         },
     };
+    for chain in &mut firewall.chains {
+        // nftables before 1.0.7 leaves the interfaces out of JSON.
+        let is = |other: &&kernel::Chain| {
+            (other.family, &other.table, &other.name)
+                == (chain.family.as_str(), &chain.table, &chain.name)
+        };
+        if let Some(told) = chains.iter().find(is) {
+            chain.devices.clone_from(&told.devices);
+        }
+    }
     for name in kernel::legacy_tables() {
         let (tool, table) = name.split_once(" -t ")?;
         let save = format!("{tool}-legacy-save");
@@ -86,21 +97,18 @@ pub fn read() -> Option<Firewall> {
 }
 
 /// What netlink tells without the tool.
-fn by_netlink() -> Option<Vec<Chain>> {
-    let chains = kernel::bypassed().ok()?.into_iter();
-    Some(
-        chains
-            .map(|chain| Chain {
-                family: chain.family.to_owned(),
-                table: chain.table,
-                name: chain.name,
-                hook: chain.hook.to_owned(),
-                drops: chain.drops,
-                rules: chain.rules as usize,
-                ..Chain::default()
-            })
-            .collect(),
-    )
+fn told_by_netlink(chain: &kernel::Chain) -> Chain {
+    Chain {
+        family: chain.family.to_owned(),
+        table: chain.table.clone(),
+        name: chain.name.clone(),
+        hook: chain.hook.to_owned(),
+        drops: chain.drops,
+        rules: chain.rules as usize,
+        // Whether they do is not known.
+        refuses: chain.rules > 0,
+        ..Chain::default()
+    }
 }
 
 /// Reads what `nft -j list ruleset` prints.
@@ -117,7 +125,6 @@ pub fn parse(ruleset: &Value) -> Firewall {
                 name: text(&chain["name"]),
                 kind: text(&chain["type"]),
                 hook: text(&chain["hook"]),
-                devices: words(&chain["dev"]),
                 drops: chain["policy"] == "drop",
                 ..Chain::default()
             });

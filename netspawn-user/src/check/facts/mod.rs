@@ -174,7 +174,7 @@ pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Re
         facts.faults.extend(lines);
         Config::default()
     });
-    let view = match plane.view() {
+    let mut view = match plane.view() {
         Ok(view) => view,
         Err(error) => {
             if facts.other_namespace.is_empty() {
@@ -184,6 +184,9 @@ pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Re
         }
     };
     facts.attached = !view.uplinks.is_empty();
+    if let (false, Some(named)) = (facts.attached, &config.attach.source) {
+        view.sources = named.iter().copied().collect();
+    }
     facts.uplinks = uplinks::find(&view, &config, &pins, named);
     if root {
         uplinks::read_others(&mut facts.uplinks, &pins);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    model::Host,
+    model::{Host, Route},
     net::{
         netlink::{Netlink, Request, read_u32},
         read,
@@ -47,14 +47,8 @@ pub struct PortFile {
     pub assignments: Vec<String>,
 }
 
-/// A default route that is not networkd's own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForeignRoute {
-    /// The interface.
-    pub ifindex: u32,
-    /// Whether it is of IPv4.
-    pub v4: bool,
-}
+/// A route that is not networkd's own.
+pub type ForeignRoute = Route;
 
 /// What networkd does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,9 +57,9 @@ pub struct Networkd {
     pub manages_routes: bool,
     /// Whether it deletes routing policy rules that are not its own.
     pub manages_rules: bool,
-    /// Interfaces that it looks after, and would delete from.
-    pub managed: BTreeSet<u32>,
-    /// Default routes in the main table that are not its own.
+    /// Interfaces that it looks after, and would delete from, with their files.
+    pub managed: BTreeMap<u32, PathBuf>,
+    /// Routes of the main table that are not its own.
     pub routes: Vec<ForeignRoute>,
     /// Preferences of routing policy rules that are not its own.
     pub rules: BTreeSet<u32>,
@@ -225,31 +219,24 @@ pub fn read(host: &Host) -> Networkd {
 }
 
 /// Links that networkd has a file for, unless that says that all is to be kept.
-fn managed(host: &Host, folders: &[PathBuf]) -> BTreeSet<u32> {
-    let is_managed = |ifindex: &u32| {
-        let Ok(state) = fs::read_to_string(Path::new(LINKS).join(ifindex.to_string())) else {
-            return false;
-        };
+fn managed(host: &Host, folders: &[PathBuf]) -> BTreeMap<u32, PathBuf> {
+    let file = |ifindex: &u32| {
+        let state = fs::read_to_string(Path::new(LINKS).join(ifindex.to_string())).ok()?;
         let field = |key: &str| state.lines().find_map(|line| line.strip_prefix(key));
-        if !matches!(
-            field("ADMIN_STATE="),
-            Some("configured" | "configuring" | "pending" | "initialized")
-        ) {
-            return false;
-        }
-        let Some(path) = field("NETWORK_FILE=").map(Path::new) else {
-            return false;
-        };
+        let path = PathBuf::from(field("NETWORK_FILE=")?);
         let mut unit = Unit::default();
-        unit.add(&fs::read(path).unwrap_or_default());
+        unit.add(&fs::read(&path).unwrap_or_default());
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         for path in drop_ins(folders, &format!("{name}.d"), list) {
             unit.add(&fs::read(path).unwrap_or_default());
         }
         let keep = unit.last("Network", "KeepConfiguration");
-        keep.and_then(boolean) != Some(true)
+        (keep.and_then(boolean) != Some(true)).then_some(path)
     };
-    host.links.keys().copied().filter(is_managed).collect()
+    let links = host.links.keys();
+    links
+        .filter_map(|ifindex| Some((*ifindex, file(ifindex)?)))
+        .collect()
 }
 
 fn foreign_routes() -> Result<Vec<ForeignRoute>, crate::net::Error> {
@@ -257,14 +244,9 @@ fn foreign_routes() -> Result<Vec<ForeignRoute>, crate::net::Error> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         found.extend(netlink.dump(read::get_routes(family), |message| {
-            let route = read::route(&message)?;
             // `rtm_protocol`.
             let own = OWN_ROUTES.contains(&message.byte(5));
-            let default = route.destination.prefix_len() == 0 && !route.refused;
-            Some(ForeignRoute {
-                ifindex: route.ifindex.filter(|_| default && !own)?,
-                v4: family == libc::AF_INET,
-            })
+            read::route(&message).filter(|route| !own && !route.refused)
         })?);
     }
     Ok(found)
