@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io};
 
 use clap::CommandFactory as _;
 use netspawn_ebpf::verdict::{Kind, Reason};
-use netspawn_user::cli::Cli;
+use netspawn_user::{check::rules, cli::Cli};
 
 /// Columns of help texts, so that they fit the page.
 const WIDTH: usize = 88;
@@ -14,6 +14,7 @@ fn main() -> io::Result<()> {
     let parts: BTreeMap<&str, String> = [
         ("commands", commands()),
         ("reasons", reasons()),
+        ("findings", findings()),
         (
             "netspawn.toml",
             file("toml", include_str!("../../packaging/netspawn.toml")),
@@ -78,6 +79,20 @@ fn reasons() -> String {
             Kind::Forward => "forward",
         };
         text += &format!("| {kind} | `{}` | {} |\n", reason.name(), reason.meaning());
+    }
+    text
+}
+
+/// Everything that `check` finds.
+fn findings() -> String {
+    let mut text =
+        String::from("| id | severity | found when | why it matters |\n|---|---|---|---|\n");
+    for rule in rules::ALL {
+        let severity = rule.severity.name();
+        text += &format!(
+            "| `{}` | {severity} | {} | {} |\n",
+            rule.id, rule.when, rule.why
+        );
     }
     text
 }
