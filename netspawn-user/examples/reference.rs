@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io};
 
 use clap::CommandFactory as _;
 use netspawn_ebpf::verdict::{Kind, Reason};
-use netspawn_user::{cli::Cli, metrics::catalog};
+use netspawn_user::{check::rules, cli::Cli, metrics::catalog};
 
 /// Columns of help texts, so that they fit the page.
 const WIDTH: usize = 88;
@@ -15,6 +15,7 @@ fn main() -> io::Result<()> {
         ("commands", commands()),
         ("reasons", reasons()),
         ("metrics", metrics()),
+        ("findings", findings()),
         (
             "netspawn.toml",
             file("toml", include_str!("../../packaging/netspawn.toml")),
@@ -94,6 +95,20 @@ fn metrics() -> String {
             metric.kind.name(),
             labels.collect::<Vec<_>>().join(", "),
             metric.help
+        );
+    }
+    text
+}
+
+/// Everything that `check` finds.
+fn findings() -> String {
+    let mut text =
+        String::from("| id | severity | found when | why it matters |\n|---|---|---|---|\n");
+    for rule in rules::ALL {
+        let severity = rule.severity.name();
+        text += &format!(
+            "| `{}` | {severity} | {} | {} |\n",
+            rule.id, rule.when, rule.why
         );
     }
     text

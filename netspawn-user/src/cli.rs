@@ -110,6 +110,8 @@ pub enum Command {
     Monitor(MonitorArgs),
     /// Show the machines' traffic as it goes, on the whole terminal
     Top(TopArgs),
+    /// Find what keeps machines from being served, and say how to mend it
+    Check(CheckArgs),
     /// Show what host routes and proxy neighbors declare, as machine files
     Import(ImportArgs),
     /// Print the network configuration of a machine, or install it into its image
@@ -322,6 +324,26 @@ pub struct TopArgs {
     /// Seconds between looks
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = fields::seconds)]
     pub interval: Duration,
+}
+
+/// `check`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Looks at the kernel, the uplink, its driver and offloads, MTUs, settings, routes, the
+firewall, what else answers for addresses, systemd-networkd, declarations, and machines.
+Works before and after `attach`, best as root; changes nothing. Each finding has the
+commands that mend it, or says what there is to decide.
+
+Exit codes: 0 no error was found (warnings and notes are none), 1 there is one.
+
+Examples:
+  netspawn-xdp check eth0
+  netspawn-xdp check --json")]
+pub struct CheckArgs {
+    /// Interface that faces the network [default: those attached, else those in
+    /// netspawn.toml, else those of the default routes]
+    #[arg(value_name = "UPLINK", value_parser = fields::interface_name)]
+    pub uplink: Option<String>,
 }
 
 /// `import`.

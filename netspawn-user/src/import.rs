@@ -161,15 +161,20 @@ pub fn cleanup(
 }
 
 /// Switches a setting off: with dots, unless an interface's name has some.
-fn off(key: String) -> String {
+pub(crate) fn off(key: String) -> String {
+    set(&key, "0")
+}
+
+/// Sets a value below `/proc/sys/net`.
+pub(crate) fn set(key: &str, value: &str) -> String {
     let key = match key.contains('.') {
         true => format!("net/{key}"),
         false => format!("net.{}", key.replace('/', ".")),
     };
-    format!("sysctl -w {}", quoted(&format!("{key}=0")))
+    format!("sysctl -w {}", quoted(&format!("{key}={value}")))
 }
 
-fn proxy_del<'a>(proxy: &Proxy, name: impl Fn(u32) -> Option<&'a str>) -> String {
+pub(crate) fn proxy_del<'a>(proxy: &Proxy, name: impl Fn(u32) -> Option<&'a str>) -> String {
     let mut command = format!("ip neigh del proxy {}", proxy.address);
     if let Some(name) = proxy.ifindex.and_then(name) {
         command += &format!(" dev {}", quoted(name));
@@ -177,7 +182,7 @@ fn proxy_del<'a>(proxy: &Proxy, name: impl Fn(u32) -> Option<&'a str>) -> String
     command
 }
 
-fn route_del<'a>(route: &Route, name: impl Fn(u32) -> Option<&'a str>) -> String {
+pub(crate) fn route_del<'a>(route: &Route, name: impl Fn(u32) -> Option<&'a str>) -> String {
     /// `IP6_RT_PRIO_USER`, the metric of an IPv6 route for which none is given.
     const USUAL6: u32 = 1024;
     let mut command = format!("ip route del {}", route.destination);
@@ -205,7 +210,7 @@ fn route_del<'a>(route: &Route, name: impl Fn(u32) -> Option<&'a str>) -> String
 }
 
 /// A word that the shell takes as it is.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/=@".contains(c);
     if word.chars().all(plain) {
         word.to_owned()

@@ -1,5 +1,6 @@
 //! The loader of netspawn-xdp. See `docs/architecture.md` for how state flows.
 pub mod agent;
+pub mod check;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -45,6 +45,18 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// A failure that has been told already, as data: exit code 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed;
+
+impl fmt::Display for Failed {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failed {}
+
 /// Several problems as one error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);

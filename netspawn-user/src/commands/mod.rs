@@ -3,6 +3,7 @@
 
 pub mod add;
 pub mod attach;
+pub mod check;
 pub mod completions;
 pub mod counters;
 pub mod detach;

@@ -27,7 +27,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use netspawn_ebpf::abi;
-use nix::sys::statfs::{FsType, statfs};
+use nix::sys::{
+    statfs::{FsType, statfs},
+    statvfs::FsFlags,
+};
 
 use crate::net::namespace;
 
@@ -73,6 +76,24 @@ impl Uplink {
     pub fn has_programs(&self) -> bool {
         self.master.is_none() && !self.gone
     }
+}
+
+/// Where BPFDIR is or will be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Whether that is a bpffs.
+    pub is_bpffs: bool,
+    /// Whether it is mounted read-only.
+    pub read_only: bool,
+    /// The nearest folder that exists: where to mount one.
+    pub mount_point: PathBuf,
+}
+
+/// Kind of a file system, and whether it is read-only.
+fn file_system(path: &Path) -> Result<(FsType, bool)> {
+    let found = statfs(path).with_context(|| format!("cannot examine {}", path.display()))?;
+    let read_only = found.flags().contains(FsFlags::ST_RDONLY);
+    Ok((found.filesystem_type(), read_only))
 }
 
 /// Removes something that may be gone already.
@@ -129,11 +150,11 @@ impl Pins {
         self.root.join("netns").symlink_metadata().is_ok()
     }
 
-    /// Makes the folders, and records the network namespace.
+    /// The file system that BPFDIR is on, or will be made on.
     ///
     /// # Errors
-    /// When BPFDIR is not on a bpffs, or not to be written to.
-    pub fn make(&self) -> Result<()> {
+    /// When it cannot be examined.
+    pub fn place(&self) -> Result<Place> {
         let mut there = self.base.as_path();
         while !there.exists() {
             there = match there.parent() {
@@ -141,19 +162,30 @@ impl Pins {
                 None => bail!("{}: there is no such folder", self.base.display()),
             };
         }
-        let kind = statfs(there)
-            .with_context(|| format!("cannot examine {}", there.display()))?
-            .filesystem_type();
-        if kind != BPF_FS_MAGIC {
+        let kind = file_system(there)?;
+        let usual = ["/sys/fs", "/sys/fs/bpf"].map(Path::new).contains(&there);
+        Ok(Place {
+            is_bpffs: kind.0 == BPF_FS_MAGIC,
+            read_only: kind.1,
+            mount_point: match usual {
+                true => "/sys/fs/bpf".into(),
+                false => there.to_owned(),
+            },
+        })
+    }
+
+    /// Makes the folders, and records the network namespace.
+    ///
+    /// # Errors
+    /// When BPFDIR is not on a bpffs, or not to be written to.
+    pub fn make(&self) -> Result<()> {
+        let place = self.place()?;
+        if !place.is_bpffs {
             bail!(
                 "{} is not on a bpf filesystem; mount one with `mount -t bpf bpf {}`, or give \
                  another folder with --bpf-dir",
                 self.base.display(),
-                if there == Path::new("/sys/fs") || there == Path::new("/sys/fs/bpf") {
-                    "/sys/fs/bpf".into()
-                } else {
-                    there.display().to_string()
-                },
+                place.mount_point.display(),
             );
         }
         for folder in [

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// File names of the links of an uplink.
-pub(super) const LINKS: [(Hook, &str); 3] = [
+pub(crate) const LINKS: [(Hook, &str); 3] = [
     (Hook::Xdp, "xdp"),
     (Hook::TcIngress, "tc-ingress"),
     (Hook::TcEgress, "tc-egress"),

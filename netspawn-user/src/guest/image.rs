@@ -89,6 +89,31 @@ impl Image {
         }
     }
 
+    /// Names in a folder of the image; none when there is no such folder.
+    pub fn list(&self, folder: &Path) -> Vec<String> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let Ok(folder) = self.inside(folder, flags) else {
+            return Vec::new();
+        };
+        let entries = fs::read_dir(by_number(&folder)).into_iter().flatten();
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    }
+
+    /// The content of a regular file of the image; `None` when there is none.
+    pub fn read(&self, file: &Path) -> Option<Vec<u8>> {
+        let place = self.inside(file, OFlag::O_PATH).ok()?;
+        if !place.metadata().ok()?.is_file() {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        let mut file = File::open(by_number(&place)).ok()?.take(MAX_SIZE);
+        file.read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
     /// Makes [`FILE`] in the image this text, at once or not at all. Returns
     /// where that is, as the host sees it, and whether it was something else
     /// before.
@@ -119,11 +144,11 @@ impl Image {
     }
 
     /// Opens what is inside, following links as the machine would.
-    fn inside(&self, path: &str, flags: OFlag) -> Result<File, Errno> {
+    fn inside(&self, path: impl AsRef<Path>, flags: OFlag) -> Result<File, Errno> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        openat2(&self.root, path, how).map(File::from)
+        openat2(&self.root, path.as_ref(), how).map(File::from)
     }
 
     /// The folder of [`FILE`], made where it is missing, and the metadata of the

@@ -14,14 +14,25 @@ const CHAIN_HOOK: u16 = 4;
 const CHAIN_POLICY: u16 = 5;
 const CHAIN_USE: u16 = 6;
 const HOOK_NUMBER: u16 = 1;
+const HOOK_DEVICE: u16 = 3;
+const HOOK_DEVICES: u16 = 4;
 const NF_DROP: u32 = 0;
-/// `NF_INET_NUMHOOKS`: the hooks of IP are numbered below it.
-const INET_HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
+/// The hooks of IP, and that of interfaces in the family `inet` (`NF_INET_INGRESS`).
+const INET_HOOKS: [&str; 6] = [
+    "prerouting",
+    "input",
+    "forward",
+    "output",
+    "postrouting",
+    "ingress",
+];
+/// `NF_NETDEV_INGRESS`, `NF_NETDEV_EGRESS`.
+const NETDEV_HOOKS: [&str; 2] = ["ingress", "egress"];
 
 /// A base chain that does something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// `ip`, `ip6` or `inet`.
+    /// `ip`, `ip6`, `inet` or `netdev`.
     pub family: &'static str,
     /// Its table.
     pub table: String,
@@ -29,6 +40,8 @@ pub struct Chain {
     pub name: String,
     /// The hook that it is on.
     pub hook: &'static str,
+    /// The interfaces that it is for, on hooks of interfaces.
+    pub devices: Vec<String>,
     /// Rules in it.
     pub rules: u32,
     /// Whether it drops what no rule decides.
@@ -42,22 +55,30 @@ pub struct Chain {
 /// # Errors
 /// When the kernel does not tell, as without CAP_NET_ADMIN or nf_tables.
 pub fn bypassed() -> Result<Vec<Chain>, Error> {
+    let chains = chains()?.into_iter();
+    Ok(chains
+        .filter(|chain| matches!(chain.hook, "prerouting" | "forward" | "postrouting"))
+        .filter(|chain| chain.rules > 0 || chain.drops)
+        .collect())
+}
+
+/// All base chains of IP and of interfaces.
+///
+/// # Errors
+/// When the kernel does not tell, as without CAP_NET_ADMIN or nf_tables.
+pub fn chains() -> Result<Vec<Chain>, Error> {
     let chains = Netlink::open_netfilter()?.dump(
         Request::new(GET_CHAIN, 0, &[libc::AF_UNSPEC as u8, 0, 0, 0]),
         |message| Some(chain(&message)),
     )?;
-    Ok(chains
-        .into_iter()
-        .flatten()
-        .filter(|chain| matches!(chain.hook, "prerouting" | "forward" | "postrouting"))
-        .filter(|chain| chain.rules > 0 || chain.drops)
-        .collect())
+    Ok(chains.into_iter().flatten().collect())
 }
 
 fn chain(message: &Message<'_>) -> Option<Chain> {
     let family = match message.byte(0) {
         1 => "inet",
         2 => "ip",
+        5 => "netdev",
         10 => "ip6",
         _ => return None,
     };
@@ -66,6 +87,7 @@ fn chain(message: &Message<'_>) -> Option<Chain> {
         table: String::new(),
         name: String::new(),
         hook: "",
+        devices: Vec::new(),
         rules: 0,
         drops: false,
     };
@@ -77,7 +99,11 @@ fn chain(message: &Message<'_>) -> Option<Chain> {
             CHAIN_HOOK => {
                 let (_, number) = attrs(value).find(|(kind, _)| *kind == HOOK_NUMBER)?;
                 let number = u32::from_be_bytes(*number.first_chunk()?);
-                found.hook = INET_HOOKS.get(number as usize)?;
+                found.hook = match family {
+                    "netdev" => NETDEV_HOOKS.get(number as usize)?,
+                    _ => INET_HOOKS.get(number as usize)?,
+                };
+                found.devices = devices(value);
             }
             CHAIN_POLICY => found.drops = number() == Some(NF_DROP),
             CHAIN_USE => found.rules = number().unwrap_or(0),
@@ -85,6 +111,18 @@ fn chain(message: &Message<'_>) -> Option<Chain> {
         }
     }
     (!found.hook.is_empty()).then_some(found)
+}
+
+/// The interfaces that a hook is for.
+fn devices(hook: &[u8]) -> Vec<String> {
+    let list = attrs(hook).find(|(kind, _)| *kind == HOOK_DEVICES);
+    match list {
+        Some((_, list)) => attrs(list).map(|(_, name)| read_text(name)).collect(),
+        None => attrs(hook)
+            .filter(|(kind, _)| *kind == HOOK_DEVICE)
+            .map(|(_, name)| read_text(name))
+            .collect(),
+    }
 }
 
 /// Tables of the older iptables that are loaded, whose rules cannot be read

@@ -1,6 +1,7 @@
 //! The host's network as the kernel tells it, and the few things asked of it.
 
 pub mod announce;
+pub mod ethtool;
 pub mod firewall;
 pub mod multicast;
 pub mod namespace;

@@ -1,12 +1,18 @@
 //! Which network namespace this is, and how it knows others.
 
 use std::{
-    fs, io,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fs::{self, File},
+    io,
     os::{
         fd::{AsFd, AsRawFd as _},
         unix::{fs::MetadataExt as _, net::UnixDatagram},
     },
+    path::PathBuf,
+    thread,
 };
+
+use nix::sched::{CloneFlags, setns};
 
 use super::netlink::{Netlink, Request, read_u32};
 
@@ -77,4 +83,68 @@ pub fn is_shared_with(pid: u32) -> io::Result<bool> {
     let theirs = fs::metadata(format!("/proc/{pid}/ns/net"))?;
     let ours = fs::metadata("/proc/thread-self/ns/net")?;
     Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
+}
+
+/// Files that stand for the namespaces of these ids. Looks through the namespaces
+/// of all processes once, so that many are better asked for together.
+pub fn find(netlink: &mut Netlink, mut ids: BTreeSet<i32>) -> BTreeMap<i32, PathBuf> {
+    let mut found = BTreeMap::new();
+    let mut seen = HashSet::new();
+    for path in files() {
+        if ids.is_empty() {
+            break;
+        }
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        let is_new = |data: fs::Metadata| seen.insert((data.dev(), data.ino()));
+        if !file.metadata().is_ok_and(is_new) {
+            continue;
+        }
+        if let Some(id) = id_of_file(netlink, &file)
+            && ids.remove(&id)
+        {
+            found.insert(id, path);
+        }
+    }
+    found
+}
+
+/// Files that stand for network namespaces: named ones first, as there are
+/// fewer.
+fn files() -> impl Iterator<Item = PathBuf> {
+    let entries = |folder: &str| {
+        fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+    };
+    entries("/run/netns").chain(
+        entries("/proc")
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit())
+            })
+            .map(|path| path.join("ns/net")),
+    )
+}
+
+/// Does `work` in the namespace that a file stands for (`None`: in this one), on a
+/// thread of its own: nothing else is to find itself there.
+///
+/// # Errors
+/// When it cannot be entered (without CAP_SYS_ADMIN), and those of `work`.
+pub fn inside<T: Send + 'static>(
+    namespace: Option<PathBuf>,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = thread::spawn(move || {
+        if let Some(path) = namespace {
+            setns(File::open(path)?.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        }
+        work()
+    });
+    done.join()
+        .unwrap_or_else(|_| Err(io::Error::other("the reader of a namespace failed")))
 }

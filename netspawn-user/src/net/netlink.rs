@@ -12,7 +12,7 @@ use std::{
 use netlink_packet_core::{NLA_F_NESTED, NLA_HEADER_SIZE, NlasIterator};
 use netlink_sys::{
     Socket, SocketAddr,
-    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+    protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 
 /// Bytes of `nlmsghdr`.
@@ -245,7 +245,16 @@ impl Netlink {
 
     /// Opens a socket to netfilter in this thread's network namespace.
     pub fn open_netfilter() -> Result<Self, Error> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        Self::open_other(NETLINK_NETFILTER)
+    }
+
+    /// Opens a socket for generic netlink in this thread's network namespace.
+    pub fn open_generic() -> Result<Self, Error> {
+        Self::open_other(NETLINK_GENERIC)
+    }
+
+    fn open_other(protocol: isize) -> Result<Self, Error> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {

@@ -4,19 +4,7 @@
 //! end runs NAPI: with an XDP program on it, or with GRO on. Only the machine's
 //! namespace tells the latter, so it is entered, to read and nothing else.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fs::{self, File},
-    io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::{fs::MetadataExt, net::UnixDatagram},
-    },
-    path::PathBuf,
-    thread,
-};
-
-use nix::sched::{CloneFlags, setns};
+use std::{collections::BTreeMap, io, os::unix::net::UnixDatagram, path::PathBuf};
 
 use super::{
     namespace,
@@ -44,32 +32,18 @@ pub fn take_xdp(netlink: &mut Netlink, peers: &[Peer]) -> Vec<Option<bool>> {
             open.entry(peer.netnsid).or_default().push(index);
         }
     }
-    let mut ask = |namespace: Option<OwnedFd>, indices: Vec<usize>| {
-        let ifindexes = indices.iter().map(|index| peers[*index].ifindex).collect();
-        for (index, gro) in indices.into_iter().zip(gro(namespace, ifindexes)) {
-            found[index] = gro;
-        }
-    };
-    if let Some(indices) = open.remove(&None) {
-        ask(None, indices);
-    }
-    let mut seen = HashSet::new();
-    for path in namespace_files() {
-        if open.is_empty() {
-            break;
-        }
-        let Ok(file) = File::open(&path) else {
-            continue;
+    let mut paths = namespace::find(netlink, open.keys().copied().flatten().collect());
+    for (netnsid, indices) in open {
+        let path = match netnsid {
+            None => None,
+            Some(id) => match paths.remove(&id) {
+                Some(path) => Some(path),
+                None => continue,
+            },
         };
-        if !file
-            .metadata()
-            .is_ok_and(|data| seen.insert((data.dev(), data.ino())))
-        {
-            continue;
-        }
-        let netnsid = namespace::id_of_file(netlink, &file);
-        if let Some(indices) = netnsid.and_then(|netnsid| open.remove(&Some(netnsid))) {
-            ask(Some(file.into()), indices);
+        let ifindexes = indices.iter().map(|index| peers[*index].ifindex).collect();
+        for (index, gro) in indices.into_iter().zip(gro(path, ifindexes)) {
+            found[index] = gro;
         }
     }
     found
@@ -94,44 +68,17 @@ fn has_xdp(netlink: &mut Netlink, peer: &Peer) -> Option<bool> {
         .ok()
 }
 
-/// Files that stand for network namespaces: named ones first, as there are
-/// fewer.
-fn namespace_files() -> impl Iterator<Item = PathBuf> {
-    let entries = |folder: &str| {
-        fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-    };
-    entries("/run/netns").chain(
-        entries("/proc")
-            .filter(|path| {
-                path.file_name()
-                    .is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit())
-            })
-            .map(|path| path.join("ns/net")),
-    )
-}
-
 /// Whether GRO is on, for interfaces of a namespace (`None`: of this one).
-fn gro(namespace: Option<OwnedFd>, ifindexes: Vec<u32>) -> Vec<Option<bool>> {
+fn gro(namespace: Option<PathBuf>, ifindexes: Vec<u32>) -> Vec<Option<bool>> {
     let count = ifindexes.len();
-    // A thread of its own: nothing else is to find itself in that namespace.
-    let asked = thread::spawn(move || -> io::Result<Vec<Option<bool>>> {
-        if let Some(namespace) = namespace {
-            setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-        }
+    namespace::inside(namespace, move || {
         let socket = UnixDatagram::unbound()?;
-        Ok(ifindexes
-            .into_iter()
+        let answers = ifindexes.into_iter();
+        Ok(answers
             .map(|ifindex| gro_of(&socket, ifindex).ok())
             .collect())
-    });
-    match asked.join() {
-        Ok(Ok(answers)) => answers,
-        _ => vec![None; count],
-    }
+    })
+    .unwrap_or_else(|_| vec![None; count])
 }
 
 fn gro_of(socket: &UnixDatagram, ifindex: u32) -> io::Result<bool> {

@@ -1,5 +1,6 @@
 //! What commands print on stdout: data, as a table or as JSON.
 
+mod check;
 mod counters;
 mod list;
 mod status;
@@ -14,6 +15,7 @@ use tabwriter::TabWriter;
 
 pub use counters::{CountersReport, Groups};
 pub use list::{ListReport, ListRow, Rates};
+pub use check::{CheckReport, CheckRow};
 pub use status::{AgentReport, MachineCounts, StatusReport, UplinkReport};
 
 /// Data with a form for programs, which is a contract, and one for people,

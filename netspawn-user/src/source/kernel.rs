@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Prefixes that are not routed between networks, unless these agree on it.
-const PRIVATE: [IpNet; 5] = [
+pub(crate) const PRIVATE: [IpNet; 5] = [
     IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8)),
     IpNet::V4(Ipv4Net::new_assert(
         std::net::Ipv4Addr::new(172, 16, 0, 0),

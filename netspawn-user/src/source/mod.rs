@@ -22,6 +22,7 @@ pub use files::{
     Created, Removed, create_machine, machine_path, remove_machine, text_of, write_machine,
 };
 pub use nspawn::parse as parse_nspawn;
+pub(crate) use nspawn::syntax;
 pub use watch::Watcher;
 
 use self::{files::Files, kernel::Kernel, layers::Layers, nspawn::NspawnFiles};

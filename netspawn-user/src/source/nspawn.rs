@@ -12,7 +12,7 @@
 //! last one counts. A file without that section declares nothing, and is
 //! nobody's business here.
 
-mod syntax;
+pub(crate) mod syntax;
 
 use std::{
     collections::{BTreeMap, HashSet, btree_map::Entry},

@@ -32,6 +32,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "ndppd",
         "what hosts answer solicitations with today, to compare",
     ),
+    ("nftables", "the host's firewall"),
     ("nmap", "host discovery by ARP and by neighbor discovery"),
     ("procps", "sysctl"),
     (

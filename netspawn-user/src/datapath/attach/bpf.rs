@@ -215,6 +215,11 @@ fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     Ok(found)
 }
 
+/// Whether a program runs as machine code, and is not interpreted.
+pub fn is_jited(program: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(program_info(program)?.jited_prog_len != 0)
+}
+
 /// The name that a program was loaded with, cut to 15 bytes; `None` when the
 /// program is gone.
 pub fn program_name(id: u32) -> Option<String> {

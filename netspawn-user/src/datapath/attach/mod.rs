@@ -6,8 +6,10 @@
 
 pub mod bpf;
 mod check;
+pub mod others;
 pub mod ports;
 mod tc;
+pub mod trial;
 pub mod uplink;
 
 use std::{

@@ -20,9 +20,9 @@ use crate::net::{
     read::{IFINFOMSG, get_link},
 };
 
-/// `IFLA_XDP`'s attributes with the ids of programs: the one in the driver,
-/// the generic one, the one in hardware, or the only one.
-const XDP_PROGRAMS: [u16; 4] = [5, 6, 7, 4];
+/// `IFLA_XDP`'s attributes with the ids of programs, and what iproute2 calls the
+/// places: in the driver, generic, in hardware.
+const XDP_PLACES: [(u16, &str); 3] = [(5, "xdpdrv"), (6, "xdpgeneric"), (7, "xdpoffload")];
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,17 +215,25 @@ fn refusal(netlink: &mut Netlink, ifindex: u32, hook: Hook, error: io::Error) ->
 
 /// Ids of the XDP programs of an interface.
 fn xdp_programs(netlink: &mut Netlink, ifindex: u32) -> Result<Vec<u32>, netlink::Error> {
+    let slots = xdp_slots(netlink, ifindex)?;
+    Ok(slots.into_iter().map(|(_, program)| program).collect())
+}
+
+/// The XDP programs of an interface: what iproute2 calls their places, and their ids.
+pub fn xdp_slots(
+    netlink: &mut Netlink,
+    ifindex: u32,
+) -> Result<Vec<(&'static str, u32)>, netlink::Error> {
     netlink.get(get_link(ifindex), |message| {
-        let mut programs: Vec<u32> = message
+        let ids = message
             .attrs(IFINFOMSG)
             .filter(|(kind, _)| *kind == libc::IFLA_XDP)
-            .flat_map(|(_, value)| attrs(value))
-            .filter(|(kind, _)| XDP_PROGRAMS.contains(kind))
-            .map(|(_, value)| read_u32(value))
-            .collect();
-        programs.sort_unstable();
-        programs.dedup();
-        Some(programs)
+            .flat_map(|(_, value)| attrs(value));
+        let slot = |(kind, value): (u16, &[u8])| {
+            let (_, place) = XDP_PLACES.iter().find(|(place, _)| *place == kind)?;
+            Some((*place, read_u32(value)))
+        };
+        Some(ids.filter_map(slot).collect())
     })
 }
 

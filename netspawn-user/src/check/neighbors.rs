@@ -1,0 +1,66 @@
+//! Others that answer in the machines' stead, and gateways that do not.
+
+use super::{Facts, Finding, decide, machines::owner, rules::*, run, sum_up};
+use crate::import::proxy_del;
+
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    found.extend(proxies(facts));
+    for daemon in &facts.daemons {
+        let command = match &daemon.unit {
+            Some(unit) if facts.systemd => format!("systemctl disable --now {unit}"),
+            _ => format!("kill {}", daemon.pid),
+        };
+        found.push(Finding::new(
+            PROXY_DAEMON,
+            &daemon.name,
+            format!("runs with process id {}", daemon.pid),
+            run([command]),
+        ));
+    }
+    found.extend(gateways(facts));
+    found
+}
+
+fn proxies(facts: &Facts) -> Option<Finding> {
+    let left: Vec<_> = facts
+        .unfollowed
+        .proxies
+        .iter()
+        .filter(|proxy| owner(facts, &proxy.address.into()).is_some())
+        .collect();
+    let name = |ifindex| {
+        let link = facts.host.links.get(&ifindex);
+        link.map(|link| link.name.as_str())
+    };
+    (!left.is_empty()).then(|| {
+        let addresses = left.iter().map(|proxy| proxy.address.to_string());
+        Finding::new(
+            PROXY_NEIGHBORS_LEFT,
+            "host",
+            format!("has proxy neighbors {}", sum_up(addresses)),
+            run(left.iter().map(|proxy| proxy_del(proxy, name))),
+        )
+    })
+}
+
+fn gateways(facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for route in &facts.host.routes {
+        let (Some(ifindex), Some(gateway)) = (route.ifindex, route.gateway) else {
+            continue;
+        };
+        let silent = facts.silent.contains(&(ifindex, gateway));
+        if route.destination.prefix_len() == 0 && silent && facts.is_uplink(ifindex) {
+            found.push(Finding::new(
+                GATEWAY_SILENT,
+                facts.name(ifindex),
+                format!("gateway {gateway} does not answer"),
+                decide(format!(
+                    "compare it with what the provider says; `ip neigh show {gateway}`"
+                )),
+            ));
+        }
+    }
+    found
+}
