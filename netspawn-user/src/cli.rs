@@ -10,7 +10,9 @@ use netspawn_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{config::MAX_ENTRIES, fields, problem::Fault, source::Source};
+use crate::{
+    config::MAX_ENTRIES, explain::args::ExplainArgs, fields, problem::Fault, source::Source,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -108,6 +110,8 @@ pub enum Command {
     Counters,
     /// Print what happens, one line each, until told to stop
     Monitor(MonitorArgs),
+    /// Say what would happen to a frame, without sending it
+    Explain(ExplainArgs),
     /// Show what host routes and proxy neighbors declare, as machine files
     Import(ImportArgs),
     /// Print the network configuration of a machine, or install it into its image

@@ -47,6 +47,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
         Command::Status => commands::status::run(global, plane),
         Command::Counters => commands::counters::run(global, plane),
         Command::Monitor(args) => commands::monitor::run(global, args),
+        Command::Explain(args) => commands::explain::run(global, args),
         Command::Import(args) => commands::import::run(global, args),
         Command::Guest(args) => commands::guest::run(global, args, plane),
         Command::Completions { shell } => commands::completions::run(*shell),

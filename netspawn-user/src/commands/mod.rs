@@ -6,6 +6,7 @@ pub mod attach;
 pub mod completions;
 pub mod counters;
 pub mod detach;
+pub mod explain;
 pub mod guest;
 pub mod import;
 pub mod list;
