@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
-use netspawn_ebpf::abi::program;
+use netspawn_ebpf::{abi::program, verdict::Action};
 
 use crate::{
     cli::Global,
@@ -173,7 +173,9 @@ impl Explainer {
             answer.agrees = Some(false);
         }
         answer.remarks.extend(self.limits(&judged)?);
-        answer.remarks.extend(self.onward(case, &judged));
+        answer
+            .remarks
+            .extend(onward(case, &judged).map(str::to_owned));
         Ok((answer, fault))
     }
 
@@ -195,10 +197,7 @@ impl Explainer {
 
     fn limits(&self, judged: &Judged<'_>) -> Result<Option<String>> {
         let id = judged.verdict.id;
-        if judged.error
-            && is_machine(id)
-            && run::is_exhausted(&self.pins.maps(), id, self.world.now)?
-        {
+        if judged.error && is_machine(id) && run::is_exhausted(&self.pins.maps(), id)? {
             return Ok(Some(
                 "errors about its packets are used up for the moment: none would be sent now"
                     .to_owned(),
@@ -206,21 +205,16 @@ impl Explainer {
         }
         Ok(None)
     }
+}
 
-    /// What happens behind the program that decides.
-    fn onward(&self, case: &Case, judged: &Judged<'_>) -> Option<String> {
-        use netspawn_ebpf::verdict::{Action, Kind};
-        let verdict = &judged.verdict;
-        match (verdict.action, verdict.reason.kind(), case.at) {
-            (Action::ToHost, ..) => {
-                Some("the host's stack gets it, marked, and its firewall decides".to_owned())
-            }
-            (_, Kind::Pass, At::Host(_)) => Some("it goes on as the host sent it".to_owned()),
-            (_, Kind::Pass, _) => {
-                Some("the host's stack gets it unchanged, and its firewall decides".to_owned())
-            }
-            _ => None,
-        }
+/// What happens behind the program that decides.
+fn onward(case: &Case, judged: &Judged<'_>) -> Option<&'static str> {
+    let verdict = &judged.verdict;
+    match (verdict.action, case.at) {
+        (Action::ToHost, _) => Some("the host's stack gets it, marked, and its firewall decides"),
+        (Action::Pass, At::Host(_)) => Some("it goes on as the host sent it"),
+        (Action::Pass, _) => Some("the host's stack gets it unchanged, and its firewall decides"),
+        _ => None,
     }
 }
 

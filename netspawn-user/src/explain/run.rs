@@ -24,7 +24,10 @@ use netspawn_ebpf::{
     verdict::Reason,
 };
 
-use super::{At, Case, world::World};
+use super::{
+    At, Case,
+    world::{self, World},
+};
 use crate::datapath::object::{self, Sizes};
 
 // Actions: include/uapi/linux/{pkt_cls,bpf}.h.
@@ -368,9 +371,12 @@ fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// When the map cannot be read.
-pub fn is_exhausted(folder: &Path, id: Owner, now: u64) -> Result<bool> {
+pub fn is_exhausted(folder: &Path, id: Owner) -> Result<bool> {
     let data = MapData::from_pin(folder.join(map::BUDGETS))?;
     let map: Array<MapData, [u64; 2]> = Map::from_map_data(data)?.try_into()?;
     let [mut errors, _] = map.get(&id, 0)?;
-    Ok(!netspawn_ebpf::decide::error::take(&mut errors, now))
+    Ok(!netspawn_ebpf::decide::error::take(
+        &mut errors,
+        world::now(),
+    ))
 }

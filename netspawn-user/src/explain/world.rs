@@ -1,6 +1,6 @@
 //! What the maps say, as the library's decisions see it, and by which names people know it.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock};
+use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock, time::Duration};
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
@@ -38,8 +38,14 @@ pub struct World {
     pub host: Host,
     /// The uplinks.
     pub uplinks: Vec<Attached>,
-    /// `CLOCK_MONOTONIC_COARSE` in nanoseconds, as the programs read it.
+    /// When that is, as [`now`] has it.
     pub now: u64,
+}
+
+/// `CLOCK_MONOTONIC_COARSE` in nanoseconds, as the programs read it.
+pub fn now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |now| Duration::from(now).as_nanos() as u64)
 }
 
 /// What an array map has where nothing was written.
@@ -65,13 +71,11 @@ pub fn address6([low, high]: &Words6) -> IpAddr {
 impl World {
     /// Sets the moment.
     pub fn new(state: State, host: Host, uplinks: Vec<Attached>) -> Self {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-            .map_or(0, |now| std::time::Duration::from(now).as_nanos() as u64);
         World {
             state,
             host,
             uplinks,
-            now,
+            now: now(),
         }
     }
 

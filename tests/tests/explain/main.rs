@@ -223,6 +223,19 @@ fn clients_find_the_same() -> Result<()> {
     let output = ping.output()?;
     ensure!(output.stdout.contains("mtu = 1400"), "{}", output.stdout);
 
+    // With so many packets the machine's errors are used up.
+    let used_up = |answer: &Value| answer["remarks"].to_string().contains("used up");
+    let expired = "in icmp 203.0.113.1 203.0.113.2 --ttl 1";
+    ensure!(!used_up(&ask(lab, expired)?));
+    let flood = lab.net.cmd("ping");
+    let flood = flood.args(["-q", "-t", "1", "-i", "0.002", "-c", "10000", "203.0.113.2"]);
+    let flood = flood.start()?;
+    let told = wait_until(Duration::from_secs(10), || {
+        ask(lab, expired).is_ok_and(|answer| used_up(&answer))
+    });
+    flood.end(netspawn_tests::Signal::SIGINT, Duration::from_secs(5))?;
+    ensure!(told, "nothing is said of the rate limit");
+
     let answer = ask(lab, "out other icmp 203.0.113.3")?;
     ensure!(answer["reason"] == "tenant_isolation", "{answer:#}");
     let ping = lab.machine("other").ns.cmd("ping");
