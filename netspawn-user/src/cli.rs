@@ -10,7 +10,10 @@ use netspawn_ebpf::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{config::MAX_ENTRIES, fields, metrics, problem::Fault, source::Source};
+use crate::{
+    config::MAX_ENTRIES, explain::args::ExplainArgs, fields, metrics, problem::Fault,
+    source::Source,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -112,6 +115,8 @@ pub enum Command {
     Top(TopArgs),
     /// Find what keeps machines from being served, and say how to mend it
     Check(CheckArgs),
+    /// Say what would happen to a frame, without sending it
+    Explain(ExplainArgs),
     /// Show what host routes and proxy neighbors declare, as machine files
     Import(ImportArgs),
     /// Print the network configuration of a machine, or install it into its image

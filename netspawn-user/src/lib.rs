@@ -8,6 +8,7 @@ pub mod control;
 pub mod datapath;
 pub mod document;
 pub mod event;
+pub mod explain;
 pub mod fields;
 pub mod guest;
 pub mod import;

@@ -49,6 +49,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
         Command::Top(args) => commands::top::run(global, args),
         Command::Monitor(args) => commands::monitor::run(global, args),
         Command::Check(args) => commands::check::run(global, args, plane),
+        Command::Explain(args) => commands::explain::run(global, args),
         Command::Import(args) => commands::import::run(global, args),
         Command::Guest(args) => commands::guest::run(global, args, plane),
         Command::Completions { shell } => commands::completions::run(*shell),

@@ -98,6 +98,17 @@ fn help_is_for_people() {
     ] {
         assert_snapshot!(format!("help_{command}"), bare(&[&format!("{command} -h")]));
     }
+    kept(
+        "help_explain",
+        &bare(&[
+            "explain -h",
+            "explain arp -h",
+            "explain in -h",
+            "explain out -h",
+            "explain host -h",
+            "explain pcap -h",
+        ]),
+    );
 }
 
 #[test]
@@ -396,6 +407,35 @@ fn guest_is_installed_into_an_image_once_and_again() {
     ----- stderr -----
     netspawn-xdp: / is the host's own root folder; name the machine's
     ");
+}
+
+#[test]
+fn explain_names_the_part_that_is_wrong() {
+    let dirs = Dirs::new();
+    let lines = [
+        "explain",
+        "explain apr 203.0.113.2",
+        "explain arp 203.0.113",
+        "explain arp 2001:db8::2",
+        "explain ndp 203.0.113.2",
+        "explain in tcp 198.51.100.7:1234 203.0.113.2",
+        "explain in tcp 198.51.100.7:1234 203.0.113.2:https",
+        "explain in tcp 198.51.100.7 2001:db8::2:443",
+        "explain in tcp 198.51.100.7 [2001:db8::2]:443",
+        "explain in sctp 198.51.100.7 203.0.113.2",
+        "explain in icmp 198.51.100.7 203.0.113.2:80",
+        "explain in icmp 2001:db8:ffff::1 2001:db8::2",
+        "explain in udp 198.51.100.7 203.0.113.2:53 --size 20",
+        "explain in udp 198.51.100.7 203.0.113.2:53 --ttl 256",
+        "explain out web arp 169.254.1.1:80",
+        "explain out we/b tcp 198.51.100.7:443",
+        "explain pcap trace.pcap --in eth0 --out web",
+        // Nothing is attached.
+        "explain arp 203.0.113.2",
+        "explain pcap trace.pcap",
+    ];
+    let told = lines.map(|line| format!("$ netspawn-xdp {line}\n{}\n", dirs.run(line)));
+    kept("explain", &told.concat());
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod check;
 pub mod completions;
 pub mod counters;
 pub mod detach;
+pub mod explain;
 pub mod guest;
 pub mod import;
 pub mod list;

@@ -1,7 +1,7 @@
 //! The BPF object that the loader carries: loading it, with its maps pinned or
 //! adopted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -80,19 +80,7 @@ impl Sizes {
 /// not a bpffs, or when the kernel refuses a program: the verifier's last words
 /// are in the error.
 pub fn load(pins: Option<&Path>, sizes: Sizes) -> Result<Ebpf> {
-    let mut loader = EbpfLoader::new();
-    for (name, entries) in sizes.by_map() {
-        loader.map_max_entries(name, entries);
-    }
-    if let Some(folder) = pins {
-        for name in map::ALL {
-            loader.map_pin_path(name, folder.join(name));
-        }
-    }
-    let mut ebpf = loader.load(OBJECT).context(
-        "the kernel does not take the BPF maps: root (CAP_BPF, CAP_NET_ADMIN) and a mounted, \
-         writable bpffs are needed",
-    )?;
+    let mut ebpf = load_maps(sizes, |name| pins.map(|folder| folder.join(name)))?;
     for name in [
         program::UPLINK_INGRESS,
         program::UPLINK_EGRESS,
@@ -109,6 +97,43 @@ pub fn load(pins: Option<&Path>, sizes: Sizes) -> Result<Ebpf> {
         )
     })?;
     Ok(ebpf)
+}
+
+/// The maps that programs write. All others they only read.
+pub const WRITTEN: [&str; 5] = [
+    map::COUNTS,
+    map::TRAFFIC,
+    map::DROPS,
+    map::BUDGETS,
+    map::EVENTS,
+];
+
+/// Loads maps, for programs that are to do what those attached do and leave no trace:
+/// what programs read is what is pinned in `folder`, what they write is apart. No program
+/// is loaded yet.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_apart(folder: &Path, sizes: Sizes) -> Result<Ebpf> {
+    load_maps(sizes, |name| {
+        (!WRITTEN.contains(&name)).then(|| folder.join(name))
+    })
+}
+
+fn load_maps(sizes: Sizes, pin: impl Fn(&str) -> Option<PathBuf>) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for (name, entries) in sizes.by_map() {
+        loader.map_max_entries(name, entries);
+    }
+    for name in map::ALL {
+        if let Some(path) = pin(name) {
+            loader.map_pin_path(name, path);
+        }
+    }
+    loader.load(OBJECT).context(
+        "the kernel does not take the BPF maps: root (CAP_BPF, CAP_NET_ADMIN) and a mounted, \
+         writable bpffs are needed",
+    )
 }
 
 /// The tc program of that name.

@@ -277,6 +277,34 @@ impl Plane {
         Ok(views)
     }
 
+    /// Digests of the programs that run, by name: of those on uplinks and of the guard.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn program_tags(&mut self) -> Result<BTreeMap<&'static str, Vec<u64>>> {
+        let mut ids = vec![(self.guard_id, program::PORT_INGRESS)];
+        for uplink in self.pins.uplinks() {
+            let found = self.programs_on(&uplink.name, uplink.ifindex)?;
+            ids.extend(found.iter().map(|on| (on.program, program_of(on.hook))));
+        }
+        let mut tags: BTreeMap<_, Vec<u64>> = BTreeMap::new();
+        for info in aya::programs::loaded_programs().flatten() {
+            for (_, name) in ids.iter().filter(|(id, _)| *id == info.id()) {
+                tags.entry(*name).or_default().push(info.tag());
+            }
+        }
+        Ok(tags)
+    }
+
+    /// Reads the maps once more, which another process writes.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn reread(&mut self) -> Result<()> {
+        self.state = self.maps.read()?;
+        Ok(())
+    }
+
     pub(super) fn links(&self, name: &str) -> Vec<(Hook, std::path::PathBuf)> {
         let folder = self.pins.uplink(name);
         LINKS.map(|(hook, file)| (hook, folder.join(file))).into()

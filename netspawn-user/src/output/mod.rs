@@ -13,9 +13,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tabwriter::TabWriter;
 
+pub use check::{CheckReport, CheckRow};
 pub use counters::{CountersReport, Groups};
 pub use list::{ListReport, ListRow, Rates};
-pub use check::{CheckReport, CheckRow};
 pub use status::{AgentReport, MachineCounts, StatusReport, UplinkReport};
 
 /// Data with a form for programs, which is a contract, and one for people,
