@@ -1,6 +1,6 @@
 //! The command line. Parsing does nothing but parse.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -94,6 +94,13 @@ pub enum LogFormat {
 pub enum Command {
     /// Load the data plane, and follow the machines until told to stop
     Attach(AttachArgs),
+    /// Keep what `attach --revert-after` has attached
+    #[command(after_help = "\
+Prints what is kept. Where no revert is pending, or its time is over, exit code 1.
+
+Example:
+  netspawn-xdp confirm")]
+    Confirm,
     /// Take the data plane away from all uplinks, or from those named
     Detach(DetachArgs),
     /// Declare a machine until the next reboot
@@ -159,7 +166,8 @@ CONFIGDIR/netspawn.toml.
 Examples:
   netspawn-xdp attach eth0
   netspawn-xdp attach eth0 eth1 --mode tc --once
-  netspawn-xdp attach eth0 --dry-run")]
+  netspawn-xdp attach eth0 --dry-run
+  netspawn-xdp attach eth0 --once --revert-after 60s   # then: netspawn-xdp confirm")]
 pub struct AttachArgs {
     /// Interfaces that face the network; netspawn.toml may name the default
     #[arg(value_name = "UPLINK", value_parser = fields::interface_name)]
@@ -177,6 +185,10 @@ pub struct AttachArgs {
     /// Print what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Undo this attach unless `confirm` comes within that time, such as 60s or 5m, even when
+    /// the terminal is gone
+    #[arg(long, value_name = "DURATION", value_parser = fields::waiting_time)]
+    pub revert_after: Option<Duration>,
     /// Machines to have room for [default: 16384]
     #[arg(long, value_name = "N", value_parser = entries())]
     pub max_machines: Option<u32>,
@@ -323,6 +335,16 @@ pub struct ManArgs {
     /// Write all pages into a folder instead
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     pub dir: Option<PathBuf>,
+}
+
+/// The command line of the process that `attach --revert-after` starts; people are not offered
+/// it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "netspawn-xdp revert")]
+pub struct Revert {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
 }
 
 #[cfg(test)]

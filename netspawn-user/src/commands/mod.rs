@@ -4,6 +4,7 @@
 pub mod add;
 pub mod attach;
 pub mod completions;
+pub mod confirm;
 pub mod counters;
 pub mod detach;
 pub mod guest;

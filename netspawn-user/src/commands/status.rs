@@ -7,6 +7,7 @@ use crate::{
     outcome::Outcome,
     output::{MachineCounts, Report, StatusReport, UplinkReport},
     registry::MachineState,
+    revert,
     source::Snapshot,
 };
 
@@ -15,8 +16,16 @@ use crate::{
 /// # Errors
 /// When the data plane cannot be read, or stdout is closed.
 pub fn run(global: &Global, plane: &dyn DataPlane) -> anyhow::Result<Outcome> {
-    let view = plane.view()?;
-    report(&told_declarations(global, &view), &view).print(global.json)?;
+    let revert = revert::report(global);
+    let view = plane.view().inspect_err(|_| {
+        // It may be the reason.
+        if let Some(revert) = &revert {
+            tracing::warn!("{}", revert.words);
+        }
+    })?;
+    let mut report = report(&told_declarations(global, &view), &view);
+    report.revert = revert;
+    report.print(global.json)?;
     Ok(Outcome::Done)
 }
 
@@ -46,5 +55,6 @@ pub fn report(snapshot: &Snapshot, view: &View) -> StatusReport {
         machines,
         prefixes: view.held.prefixes(),
         agent: view.agent.clone(),
+        revert: None,
     }
 }

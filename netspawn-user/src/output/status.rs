@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Report, cell};
+use crate::revert::RevertReport;
 
 /// An uplink in `status --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -55,6 +56,8 @@ pub struct StatusReport {
     pub prefixes: usize,
     /// The agent, `null` when none runs.
     pub agent: Option<AgentReport>,
+    /// What undoes the last attach unless it is confirmed; `null` when nothing does.
+    pub revert: Option<RevertReport>,
 }
 
 impl Report for StatusReport {
@@ -89,8 +92,12 @@ impl Report for StatusReport {
                 agent
                     .last_sync
                     .map_or_else(|| "not yet".to_owned(), |at| at.to_string()),
-            ),
-            None => writeln!(out, "agent\tnone"),
+            )?,
+            None => writeln!(out, "agent\tnone")?,
+        }
+        match &self.revert {
+            Some(revert) => writeln!(out, "revert\t{}", revert.words),
+            None => Ok(()),
         }
     }
 }
@@ -119,6 +126,7 @@ mod tests {
                 since: Timestamp::from_second(1_700_000_000).unwrap(),
                 last_sync: None,
             }),
+            revert: None,
         }
     }
 
@@ -158,6 +166,7 @@ agent     none
                 "machines": {"up": 3, "waiting": 1, "down": 0, "conflict": 0},
                 "prefixes": 7,
                 "agent": {"pid": 42, "since": "2023-11-14T22:13:20Z", "last_sync": null},
+                "revert": null,
             })
         );
         let none: serde_json::Value =
