@@ -11,6 +11,7 @@ mod ebpf;
 mod fuzz;
 mod kernels;
 mod lab;
+mod links;
 mod protocol;
 mod run;
 mod setup;
