@@ -97,6 +97,13 @@ pub enum LogFormat {
 pub enum Command {
     /// Load the data plane, and follow the machines until told to stop
     Attach(AttachArgs),
+    /// Keep what `attach --revert-after` has attached
+    #[command(after_help = "\
+Prints what is kept. Where no revert is pending, or its time is over, exit code 1.
+
+Example:
+  netspawn-xdp confirm")]
+    Confirm,
     /// Take the data plane away from all uplinks, or from those named
     Detach(DetachArgs),
     /// Declare a machine until the next reboot
@@ -169,7 +176,9 @@ Examples:
   netspawn-xdp attach eth0
   netspawn-xdp attach eth0 eth1 --mode tc --once
   netspawn-xdp attach eth0 --metrics 127.0.0.1:9469
-  netspawn-xdp attach eth0 --dry-run")]
+
+  netspawn-xdp attach eth0 --dry-run
+  netspawn-xdp attach eth0 --once --revert-after 60s   # then: netspawn-xdp confirm")]
 pub struct AttachArgs {
     /// Interfaces that face the network; netspawn.toml may name the default
     #[arg(value_name = "UPLINK", value_parser = fields::interface_name)]
@@ -191,6 +200,10 @@ pub struct AttachArgs {
     /// unix:PATH [default: off]
     #[arg(long, value_name = "ADDR", conflicts_with = "once")]
     pub metrics: Option<metrics::Address>,
+    /// Undo this attach unless `confirm` comes within that time, such as 60s or 5m, even when
+    /// the terminal is gone
+    #[arg(long, value_name = "DURATION", value_parser = fields::waiting_time)]
+    pub revert_after: Option<Duration>,
     /// Machines to have room for [default: 16384]
     #[arg(long, value_name = "N", value_parser = entries())]
     pub max_machines: Option<u32>,
@@ -398,6 +411,16 @@ pub struct ManArgs {
     /// Write all pages into a folder instead
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     pub dir: Option<PathBuf>,
+}
+
+/// The command line of the process that `attach --revert-after` starts; people are not offered
+/// it.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "netspawn-xdp revert")]
+pub struct Revert {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
 }
 
 #[cfg(test)]

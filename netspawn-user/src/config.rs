@@ -6,7 +6,7 @@
 //! that has a fault, because the fault may be in the policy; an agent that is
 //! running goes on with the policy it has.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use netspawn_ebpf::abi::{DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, settings_flag};
 
@@ -272,6 +272,8 @@ pub struct AttachSettings {
     pub once: bool,
     /// `--dry-run`.
     pub dry_run: bool,
+    /// `--revert-after`.
+    pub revert_after: Option<Duration>,
 }
 
 impl AttachSettings {
@@ -324,6 +326,7 @@ impl AttachSettings {
                 .unwrap_or(DEFAULT_MAX_ADDRESSES),
             once: args.once,
             dry_run: args.dry_run,
+            revert_after: args.revert_after,
         })
     }
 }

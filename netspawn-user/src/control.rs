@@ -162,7 +162,8 @@ impl RunDir {
         self.folder.join("agent.sock")
     }
 
-    fn lock_file(&self) -> PathBuf {
+    /// What a writer holds locked.
+    pub fn lock_file(&self) -> PathBuf {
         self.folder.join("lock")
     }
 
@@ -308,6 +309,15 @@ pub struct Client {
 }
 
 impl Client {
+    /// Has the agent answer within that time rather than a minute.
+    ///
+    /// # Errors
+    /// When the socket refuses.
+    pub fn within(self, time: Duration) -> io::Result<Self> {
+        self.stream.set_read_timeout(Some(time))?;
+        Ok(self)
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors

@@ -8,9 +8,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use jiff::SignedDuration;
 use netspawn_ebpf::{abi::NAME_LEN, wire::Mac};
 
-use crate::problem::Fault;
+use crate::{problem::Fault, revert};
 
 /// The name of a machine, as systemd and the file system allow it: letters,
 /// digits, `-`, `_` and `.`, 64 bytes at most.
@@ -77,6 +78,25 @@ pub fn interface_name(text: &str) -> Result<String, Fault> {
             "write a name that `ip link` shows, such as \"ve-web\"",
         ))
     }
+}
+
+/// How long an attach waits for `confirm`.
+pub fn waiting_time(text: &str) -> Result<Duration, Fault> {
+    let time: SignedDuration = text.parse().map_err(|_| {
+        Fault::new(
+            format!("{text:?} is not a duration"),
+            "write a number with a unit, such as 60s, 5m or 1h",
+        )
+    })?;
+    Duration::try_from(time)
+        .ok()
+        .filter(|time| (revert::SHORTEST..=revert::LONGEST).contains(time))
+        .ok_or_else(|| {
+            Fault::new(
+                format!("{text} is out of range"),
+                "write a duration from 1s to 24h",
+            )
+        })
 }
 
 /// Ranges that no machine can own, and what they are.

@@ -23,4 +23,5 @@ pub mod pinned;
 pub mod plan;
 pub mod problem;
 pub mod registry;
+pub mod revert;
 pub mod source;

@@ -9,9 +9,16 @@ use netspawn_user::{
     logging::{self, Form},
     outcome::{self, Outcome},
     pinned::Pinned,
+    revert::keeper,
 };
 
 fn main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == keeper::WORD)
+    {
+        return keeper::main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
@@ -40,6 +47,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
     let plane = &Pinned(global);
     match &cli.command {
         Command::Attach(args) => commands::attach::run(global, args),
+        Command::Confirm => commands::confirm::run(global),
         Command::Detach(args) => commands::detach::run(global, args),
         Command::Add(args) => commands::add::run(global, args, plane),
         Command::Remove(args) => commands::remove::run(global, args, plane),

@@ -82,6 +82,7 @@ fn help_is_for_people() {
     kept("help_short", &bare(&["-h"]));
     for command in [
         "attach",
+        "confirm",
         "detach",
         "add",
         "remove",
@@ -124,6 +125,11 @@ fn senseless_command_lines_are_usage_errors() {
             "attach eth0 --metrics 127.0.0.1",
             "attach eth0 --metrics unix:metrics.sock",
             "attach eth0 --once --metrics 127.0.0.1:9469",
+            "attach eth0 --metrics 127.0.0.1:9000",
+            "attach eth0 --revert-after 60",
+            "attach eth0 --revert-after soon",
+            "attach eth0 --revert-after 0s",
+            "attach eth0 --revert-after 2d",
             "attach e/th0",
             "add web --address 203.0.113.2",
             "add web --interface ve-web",
@@ -177,6 +183,23 @@ fn attach_without_uplink_is_a_usage_error() {
     exit code: 2
     ----- stderr -----
     netspawn-xdp: uplink eth0 is given twice; name it once
+    ");
+}
+
+#[test]
+fn confirm_without_a_pending_revert_fails() {
+    assert_snapshot!(Dirs::new().run("confirm"), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: no revert is pending: none was asked for, it was confirmed, or its time is over; `netspawn-xdp status` shows what is attached
+    ");
+    let dirs = Dirs::new();
+    // For `attach` alone, which hands it the record.
+    let mut command = dirs.command("revert");
+    assert_snapshot!(report(command.stdin(std::process::Stdio::null())), @"
+    exit code: 1
+    ----- stderr -----
+    netspawn-xdp: `revert` is for `attach --revert-after`, which starts it; see `attach --help`
     ");
 }
 

@@ -12,6 +12,7 @@ mod ebpf;
 mod fuzz;
 mod kernels;
 mod lab;
+mod links;
 mod protocol;
 mod run;
 mod setup;

@@ -1,6 +1,9 @@
 //! `attach`.
 
-use anyhow::{Context as _, Result};
+use std::{fs, future};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     agent::{self, Agent},
@@ -24,6 +27,7 @@ use crate::{
     output,
     plan::{self, State},
     registry::{self, Inputs, Limits},
+    revert::{self, Started},
     source,
 };
 
@@ -62,13 +66,19 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     if settings.dry_run {
         return dry_run(global, &config, &settings, host, &uplinks);
     }
-    let lock = match run_dir.turn()? {
+    let turn = run_dir.turn()?;
+    // A terminal that goes ends nobody in the middle of an attach.
+    let mut hangup = runtime.block_on(async { Hangup::heed() })?;
+    let revert = revert::begin(global, &settings, &uplinks, &turn)?;
+    let lock = match turn {
         Turn::Mine(lock) => lock,
         Turn::Agent(client) => {
-            let response = client.ask(&Request::Attach {
-                uplinks: settings.uplinks,
-                mode: settings.mode,
-            })?;
+            let response = client
+                .ask(&Request::Attach {
+                    uplinks: settings.uplinks,
+                    mode: settings.mode,
+                })
+                .inspect_err(|_| revert::settle(global))?;
             output::print(&format!("{}\n", response.ready.unwrap_or_default()))?;
             return Ok(Outcome::of(metrics_left(
                 &settings.metrics,
@@ -79,7 +89,9 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
 
     // Before anything is changed: a place that is taken leaves all as it is.
     let listener = match &settings.metrics {
-        Some(address) if !settings.once => Some(Listener::bind(address)?),
+        Some(address) if !settings.once => {
+            Some(Listener::bind(address).inspect_err(|_| revert::settle(global))?)
+        }
         _ => None,
     };
     tell_bypassed();
@@ -93,6 +105,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
             if fresh {
                 run_dir.clear();
             }
+            revert::settle(global);
             return Err(error);
         }
     };
@@ -104,7 +117,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
         return Ok(Outcome::of(problems));
     }
     runtime.block_on(async {
-        Agent::new(
+        let agent = Agent::new(
             global,
             plane,
             observer,
@@ -112,12 +125,48 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
             &settings.sources,
             listener,
         )
-        .await?
-        .run(|line| output::print(&format!("{line}\n")))
-        .await
+        .await?;
+        tokio::select! {
+            ended = agent.run(|line| output::print(&format!("{line}\n"))) => ended,
+            () = hangup.came() => {
+                // As after a signal that asks it to end.
+                let _ = fs::remove_file(run_dir.socket());
+                Ok(())
+            }
+        }
     })?;
     drop(lock);
+    if let Some(words) = revert.and_then(Started::reverted) {
+        bail!(words);
+    }
     Ok(Outcome::Done)
+}
+
+/// The terminal's end.
+struct Hangup(Option<Signal>);
+
+impl Hangup {
+    /// From now on it ends the process no more, unless nobody would have been told, as
+    /// under nohup(1).
+    fn heed() -> Result<Self> {
+        let status = fs::read_to_string("/proc/self/status").context("cannot read /proc")?;
+        let ignored = status
+            .lines()
+            .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
+            .is_some_and(|mask| mask & 1 << (libc::SIGHUP - 1) != 0);
+        Ok(Hangup(if ignored {
+            None
+        } else {
+            Some(signal(SignalKind::hangup())?)
+        }))
+    }
+
+    async fn came(&mut self) {
+        match &mut self.0 {
+            Some(signal) => drop(signal.recv().await),
+            None => future::pending().await,
+        }
+    }
 }
 
 fn attach(

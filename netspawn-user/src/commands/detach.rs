@@ -13,7 +13,7 @@ use crate::{
     },
     model::Host,
     outcome::Outcome,
-    source,
+    revert, source,
 };
 
 /// Takes uplinks off, all when none is named, and with the last one everything.
@@ -31,6 +31,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
             bail!("{name} is not attached; nothing is");
         }
         tracing::info!("nothing is attached");
+        revert::settle(global);
         return Ok(Outcome::Done);
     }
     let _lock = match run_dir.turn()? {
@@ -39,6 +40,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
             let response = client.ask(&Request::Detach {
                 uplinks: args.uplinks.clone(),
             })?;
+            revert::settle(global);
             return Ok(Outcome::of(response.failed));
         }
     };
@@ -70,5 +72,6 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     if !pins.exist() {
         run_dir.clear();
     }
+    revert::settle(global);
     Ok(Outcome::of(failed))
 }

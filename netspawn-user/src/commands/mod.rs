@@ -5,6 +5,7 @@ pub mod add;
 pub mod attach;
 pub mod check;
 pub mod completions;
+pub mod confirm;
 pub mod counters;
 pub mod detach;
 pub mod explain;

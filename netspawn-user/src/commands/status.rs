@@ -7,6 +7,7 @@ use crate::{
     outcome::Outcome,
     output::{MachineCounts, StatusReport, UplinkReport},
     registry::MachineState,
+    revert,
 };
 
 /// Prints whether all is well: uplinks, numbers of machines, the agent, and where
@@ -16,10 +17,19 @@ use crate::{
 /// When the data plane cannot be read, or stdout is closed.
 pub fn run(global: &Global, args: &WatchArgs, plane: &dyn DataPlane) -> anyhow::Result<Outcome> {
     watch::show(global, args, || {
-        let compared = compared(global, plane)?;
+        let revert = revert::report(global);
+        let compared = compared(global, plane).inspect_err(|_| {
+            // It may be the reason.
+            if let Some(revert) = &revert {
+                tracing::warn!("{}", revert.words);
+            }
+        })?;
+        let presence = watch::Presence::of(&compared.view);
+        let mut report = report(compared);
+        report.revert = revert;
         Ok(watch::Look {
-            presence: watch::Presence::of(&compared.view),
-            report: report(compared),
+            presence,
+            report,
             notes: Vec::new(),
         })
     })?;
@@ -60,6 +70,7 @@ pub fn report(compared: Compared) -> StatusReport {
         agent: view.agent.clone(),
         mismatches,
         proposal: proposal(&view),
+        revert: None,
     }
 }
 

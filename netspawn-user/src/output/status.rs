@@ -5,7 +5,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Report, cell, time, wrap};
-use crate::mismatch::{Mismatch, attach};
+use crate::{
+    mismatch::{Mismatch, attach},
+    revert::RevertReport,
+};
 
 /// An uplink in `status --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,6 +62,8 @@ pub struct StatusReport {
     pub agent: Option<AgentReport>,
     /// Where what is in place differs from what is declared.
     pub mismatches: Vec<Mismatch>,
+    /// What undoes the last attach unless it is confirmed; `null` when nothing does.
+    pub revert: Option<RevertReport>,
     /// The uplink to propose where none is attached.
     #[serde(skip)]
     pub proposal: Option<String>,
@@ -164,6 +169,9 @@ impl StatusReport {
                 )?;
             }
         }
+        if let Some(revert) = &self.revert {
+            line("revert", &revert.words)?;
+        }
         let shown = match columns {
             Some(_) => SHOWN,
             None => usize::MAX,
@@ -247,6 +255,7 @@ mod tests {
             }),
             mismatches: Vec::new(),
             proposal: None,
+            revert: None,
         }
     }
 
@@ -335,6 +344,7 @@ mismatch  web: declared, and not in the maps: 203.0.113.2/32 (no agent runs,
                 "prefixes": 7,
                 "agent": {"pid": 42, "since": "2023-11-14T22:13:20Z", "last_sync": null},
                 "mismatches": [],
+                "revert": null,
             })
         );
         assert_eq!(

@@ -241,6 +241,7 @@ fn nothing_attached(sources: BTreeSet<Source>) -> Result<View> {
         host: Host::dump().context("cannot read the host's network")?,
         uplinks: Vec::new(),
         held: State::default(),
+        unguarded: BTreeMap::new(),
         limits: Limits {
             max_machines: u32::MAX,
             max_addresses: u32::MAX,
@@ -249,6 +250,7 @@ fn nothing_attached(sources: BTreeSet<Source>) -> Result<View> {
         traffic: BTreeMap::new(),
         drops: BTreeMap::new(),
         agent: None,
+        troubles: Vec::new(),
         sources,
         registered: Registered::default(),
     })
