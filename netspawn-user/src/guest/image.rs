@@ -73,7 +73,7 @@ impl Image {
         let under = |folders: &[&str], path: &str| {
             let there = |folder: &&str| {
                 let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
-                self.inside(&format!("{folder}/systemd/{path}"), flags)
+                self.inside(format!("{folder}/systemd/{path}"), flags)
                     .is_ok()
             };
             folders.iter().any(there)
