@@ -177,6 +177,10 @@ pub struct AttachArgs {
     /// Print what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Have the programs say what becomes of each frame that they do not forward at
+    /// once, until the next attach: for debugging, not for a busy host
+    #[arg(long, conflicts_with_all = ["once", "dry_run"])]
+    pub log_programs: bool,
     /// Machines to have room for [default: 16384]
     #[arg(long, value_name = "N", value_parser = entries())]
     pub max_machines: Option<u32>,

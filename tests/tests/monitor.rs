@@ -160,6 +160,7 @@ fn conflict_from_the_network_is_told_and_defended(mode: Mode) -> Result<()> {
 in_each_mode! {
     spoof_by_a_real_client_is_told
     conflict_from_the_network_is_told_and_defended
+    programs_say_what_they_do_when_asked_to_alone
 }
 
 #[test]
@@ -509,6 +510,38 @@ fn log_as_json_has_machine_and_reason() -> Result<()> {
     let mut agent = Agent::start(&lab, "eth0 --mode tc")?;
     let line = agent.wait_line(SOON, |line| line.contains("web is up"))?;
     ensure!(line.ends_with("web is up (ve-web)"), "{line}");
+    Ok(())
+}
+
+fn programs_say_what_they_do_when_asked_to_alone(mode: Mode) -> Result<()> {
+    let lab = Lab::usual()?;
+    netspawn_tests::ready_for(&lab, mode)?;
+    let web = lab.machine("web");
+    let said = |agent: &mut Agent, limit: Duration| -> Result<String> {
+        lab.net.run(&format!("ip neigh flush dev {LAN}"))?;
+        ping(&lab.net, web.v4())?;
+        spoof(&lab)?;
+        agent.wait_line(limit, |line| {
+            line.contains("frame of") && line.contains(": arp")
+        })?;
+        agent.wait_line(limit, |line| {
+            line.contains("frame of") && line.contains(": spoofed_source, endpoint")
+        })
+    };
+    let mut agent = Agent::start(&lab, &format!("{} --log-programs", mode.attach()))?;
+    said(&mut agent, SOON)?;
+    let output = lab.output("attach eth0 --log-programs")?;
+    assert_eq!(output.code(), 1);
+    ensure!(
+        output.stderr.contains("end it (the data plane goes on)"),
+        "{}",
+        output.stderr
+    );
+    agent.terminate()?;
+    // The next agent's programs say nothing.
+    let mut agent = Agent::start(&lab, mode.attach())?;
+    ensure!(said(&mut agent, Duration::from_secs(1)).is_err());
+    ensure!(!agent.words().contains("frame of"), "{}", agent.words());
     Ok(())
 }
 

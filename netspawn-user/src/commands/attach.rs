@@ -1,6 +1,6 @@
 //! `attach`.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     agent::{self, Agent},
@@ -63,6 +63,10 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     }
     let lock = match run_dir.turn()? {
         Turn::Mine(lock) => lock,
+        Turn::Agent(_) if args.log_programs => bail!(
+            "the agent that runs has loaded programs that say nothing; end it (the data plane \
+             goes on), and attach again with --log-programs"
+        ),
         Turn::Agent(client) => {
             let response = client.ask(&Request::Attach {
                 uplinks: settings.uplinks,
@@ -107,7 +111,7 @@ fn attach(
 ) -> Result<(Plane, registry::Desired, Vec<String>)> {
     let sizes = sizes(global, args, config, settings);
     let snapshot = source::now(&global.config_dir, &global.run_dir, &settings.sources, host);
-    let mut plane = Plane::load(&global.bpf_dir, sizes)?;
+    let mut plane = Plane::load(&global.bpf_dir, sizes, args.log_programs)?;
     let desired = plane.attach(
         uplinks,
         &Wanted {
