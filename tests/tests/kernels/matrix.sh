@@ -61,7 +61,7 @@ END
 
 netspawn-xdp attach eth0 trunk0 >/tmp/agent 2>&1 &
 agent=$!
-wait_for 20 grep -q "^ready: 2 machines" /tmp/agent
+wait_for 60 grep -q "^ready: 2 machines" /tmp/agent
 for address in 203.0.113.2 2001:db8::2 198.51.100.2 2001:db8:30::2; do
     wait_for 10 ip netns exec net ping -q -c 1 -W 1 $address
 done
