@@ -204,6 +204,10 @@ pub struct AttachArgs {
     /// the terminal is gone
     #[arg(long, value_name = "DURATION", value_parser = fields::waiting_time)]
     pub revert_after: Option<Duration>,
+    /// Have the programs say what becomes of each frame that they do not forward at
+    /// once, until the next attach: for debugging, not for a busy host
+    #[arg(long, conflicts_with_all = ["once", "dry_run"])]
+    pub log_programs: bool,
     /// Machines to have room for [default: 16384]
     #[arg(long, value_name = "N", value_parser = entries())]
     pub max_machines: Option<u32>,

@@ -11,10 +11,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::PacketBuilder;
+use netspawn_ebpf::abi::program;
 use netspawn_tests::{
     Agent, Attached, GATEWAY4, HOST0, LAN, Lab, Mode, Process, Signal, SystemdHost, in_each_mode,
     ping, send_frame, wait_until,
 };
+use netspawn_user::datapath::object::{self, Sizes};
 use serde_json::{Value, json};
 
 /// Until what happens is told; drops are counted once a second.
@@ -109,16 +111,15 @@ fn spoof_by_a_real_client_is_told(mode: Mode) -> Result<()> {
     // All frames of the ping are counted, however many reports there were.
     let counted = || -> Result<(u64, u64)> {
         let told = json.events()?;
-        let told = told.iter().filter(|event| event["kind"] == "drop");
+        let drop = json!({"kind": "drop", "machine": "web", "reason": "spoofed_source"});
+        let told = told.iter().filter(|event| has(event, &drop));
         let list = lab.json("list")?;
-        let web = list
-            .as_array()
-            .and_then(|all| all.iter().find(|machine| machine["name"] == "web"));
-        let drops = web.context("web is listed")?["drops"].clone();
-        let drops = drops.as_object().into_iter().flatten();
+        let mut machines = list.as_array().into_iter().flatten();
+        let web = machines.find(|machine| machine["name"] == "web");
+        let drops = &web.context("web is listed")?["drops"]["spoofed_source"];
         Ok((
             told.filter_map(|event| event["count"].as_u64()).sum(),
-            drops.filter_map(|(_, count)| count.as_u64()).sum(),
+            drops.as_u64().unwrap_or_default(),
         ))
     };
     ensure!(
@@ -160,6 +161,7 @@ fn conflict_from_the_network_is_told_and_defended(mode: Mode) -> Result<()> {
 in_each_mode! {
     spoof_by_a_real_client_is_told
     conflict_from_the_network_is_told_and_defended
+    programs_say_what_they_do_when_asked_to_alone
 }
 
 #[test]
@@ -478,7 +480,7 @@ fn reader_ends_when_told_to_or_when_nobody_reads_it() -> Result<()> {
         .args(["-c", script, "bash"])
         .arg(program)
         .args(lab.options())
-        .arg("monitor")
+        .args(["monitor", "--reason", "helper_failed"])
         .limit(SOON)
         .output()?;
     ensure!(output.stderr.contains("code 0"), "{}", output.stderr);
@@ -509,6 +511,66 @@ fn log_as_json_has_machine_and_reason() -> Result<()> {
     let mut agent = Agent::start(&lab, "eth0 --mode tc")?;
     let line = agent.wait_line(SOON, |line| line.contains("web is up"))?;
     ensure!(line.ends_with("web is up (ve-web)"), "{line}");
+    Ok(())
+}
+
+fn programs_say_what_they_do_when_asked_to_alone(mode: Mode) -> Result<()> {
+    let lab = Lab::usual()?;
+    netspawn_tests::ready_for(&lab, mode)?;
+    let web = lab.machine("web");
+    let said = |agent: &mut Agent, limit: Duration| -> Result<String> {
+        lab.net.run(&format!("ip neigh flush dev {LAN}"))?;
+        ping(&lab.net, web.v4())?;
+        spoof(&lab)?;
+        agent.wait_line(limit, |line| {
+            line.contains("frame of") && line.contains(": arp")
+        })?;
+        agent.wait_line(limit, |line| {
+            line.contains("frame of") && line.contains(": spoofed_source, endpoint")
+        })
+    };
+    let mut agent = Agent::start(&lab, &format!("{} --log-programs", mode.attach()))?;
+    said(&mut agent, SOON)?;
+    let output = lab.output("attach eth0 --log-programs")?;
+    assert_eq!(output.code(), 1);
+    ensure!(
+        output.stderr.contains("end it (the data plane goes on)"),
+        "{}",
+        output.stderr
+    );
+    agent.terminate()?;
+    // The next agent's programs say nothing.
+    let mut agent = Agent::start(&lab, mode.attach())?;
+    ensure!(said(&mut agent, Duration::from_secs(1)).is_err());
+    ensure!(!agent.words().contains("frame of"), "{}", agent.words());
+    Ok(())
+}
+
+#[test]
+fn what_programs_say_is_not_in_the_code_where_it_is_off() -> Result<()> {
+    netspawn_tests::require_root()?;
+    let sizes = Sizes {
+        machines: 1,
+        addresses: 1,
+    };
+    for name in [
+        program::UPLINK_INGRESS,
+        program::UPLINK_EGRESS,
+        program::PORT_INGRESS,
+    ] {
+        let bytes = |log| -> Result<u32> {
+            let mut ebpf = object::load_logging(None, sizes, log)?;
+            let info = object::classifier(&mut ebpf, name)?.info()?;
+            info.size_translated().context("the kernel tells no size")
+        };
+        let (off, on) = (bytes(false)?, bytes(true)?);
+        eprintln!("{name}: {off} bytes, {on} with what it says");
+        // The function is an instruction's call from where it is used.
+        ensure!(
+            off + 1_000 < on,
+            "{name}: {off} bytes, {on} with what it says"
+        );
+    }
     Ok(())
 }
 

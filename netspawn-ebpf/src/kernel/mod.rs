@@ -1,6 +1,7 @@
 //! What only the BPF target has: programs, maps, packet access, counters.
 
 mod counters;
+mod debug;
 mod error;
 mod events;
 mod maps;

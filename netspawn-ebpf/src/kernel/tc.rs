@@ -27,7 +27,7 @@ use netspawn_ebpf::{
 };
 
 use super::{
-    counters, error, events,
+    counters, debug, error, events,
     maps::{Maps, PORTS},
     packet::Packet,
 };
@@ -339,6 +339,7 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
         skb.len(),
         &skb.packet(),
     );
+    debug::verdict(verdict.reason, verdict.id, skb.ifindex(), skb.len());
     let back = match toward {
         Toward::Host => Back::Up,
         Toward::Network | Toward::Machine => Back::Out,

@@ -18,7 +18,7 @@ use netspawn_ebpf::{
 };
 
 use super::{
-    counters, events,
+    counters, debug, events,
     maps::{Maps, XDP_PORTS},
     packet::Packet,
 };
@@ -110,6 +110,7 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
         return deliver(&ctx, &verdict, endpoint);
     }
     let verdict = decide::uplink(&frame, &meta, uplink, &Maps);
+    debug::verdict(verdict.reason, verdict.id, ifindex, meta.length);
     match (verdict.action, verdict.endpoint) {
         (Action::Arp, _) => answer_arp(&ctx, &verdict),
         (Action::Ndp, _) => answer_ndp(&ctx, &verdict),

@@ -67,6 +67,12 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
         return dry_run(global, &config, &settings, host, &uplinks);
     }
     let turn = run_dir.turn()?;
+    if args.log_programs && matches!(turn, Turn::Agent(_)) {
+        bail!(
+            "the agent that runs has loaded programs that say nothing; end it (the data plane \
+             goes on), and attach again with --log-programs"
+        );
+    }
     // A terminal that goes ends nobody in the middle of an attach.
     let mut hangup = runtime.block_on(async { Hangup::heed() })?;
     let revert = revert::begin(global, &settings, &uplinks, &turn)?;
@@ -179,7 +185,7 @@ fn attach(
 ) -> Result<(Plane, registry::Desired, Vec<String>)> {
     let sizes = sizes(global, args, config, settings);
     let snapshot = source::now(&global.config_dir, &global.run_dir, &settings.sources, host);
-    let mut plane = Plane::load(&global.bpf_dir, sizes)?;
+    let mut plane = Plane::load(&global.bpf_dir, sizes, args.log_programs)?;
     let desired = plane.attach(
         uplinks,
         &Wanted {

@@ -13,6 +13,9 @@ use netspawn_ebpf::abi::{self, map, program};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETSPAWN_BPF_OBJECT"));
 
+/// The buffer of what programs say.
+const LOGS: &str = "AYA_LOGS";
+
 /// How large the maps are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
@@ -80,7 +83,16 @@ impl Sizes {
 /// not a bpffs, or when the kernel refuses a program: the verifier's last words
 /// are in the error.
 pub fn load(pins: Option<&Path>, sizes: Sizes) -> Result<Ebpf> {
-    let mut ebpf = load_maps(sizes, |name| pins.map(|folder| folder.join(name)))?;
+    load_logging(pins, sizes, false)
+}
+
+/// As [`load`]. With `log`, programs say what becomes of frames, see
+/// [`super::log::follow`]; without, that is not in the code that runs.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_logging(pins: Option<&Path>, sizes: Sizes, log: bool) -> Result<Ebpf> {
+    let mut ebpf = load_maps(sizes, log, |name| pins.map(|folder| folder.join(name)))?;
     for name in [
         program::UPLINK_INGRESS,
         program::UPLINK_EGRESS,
@@ -115,13 +127,19 @@ pub const WRITTEN: [&str; 5] = [
 /// # Errors
 /// As [`load`].
 pub fn load_apart(folder: &Path, sizes: Sizes) -> Result<Ebpf> {
-    load_maps(sizes, |name| {
+    load_maps(sizes, false, |name| {
         (!WRITTEN.contains(&name)).then(|| folder.join(name))
     })
 }
 
-fn load_maps(sizes: Sizes, pin: impl Fn(&str) -> Option<PathBuf>) -> Result<Ebpf> {
+fn load_maps(sizes: Sizes, log: bool, pin: impl Fn(&str) -> Option<PathBuf>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
+    let level = if log { aya_log::Level::Debug as u8 } else { 0 };
+    loader.override_global(aya_log::LEVEL, &level, true);
+    if !log {
+        // Nothing gets into it. It is made a page long, which is the least.
+        loader.map_max_entries(LOGS, 1);
+    }
     for (name, entries) in sizes.by_map() {
         loader.map_max_entries(name, entries);
     }

@@ -105,11 +105,12 @@ impl Plane {
     }
 
     /// Loads programs, with maps of their own or with those that are pinned.
-    /// Nothing runs yet that did not before.
+    /// Nothing runs yet that did not before. With `log`, they say what becomes of
+    /// frames.
     ///
     /// # Errors
     /// When the kernel refuses; nothing is left behind that was not there.
-    pub fn load(bpf_dir: &Path, sizes: Sizes) -> Result<Plane> {
+    pub fn load(bpf_dir: &Path, sizes: Sizes, log: bool) -> Result<Plane> {
         let pins = Pins::new(bpf_dir);
         pins.check_namespace()?;
         let fresh = Sizes::pinned(&pins.maps()).is_none();
@@ -119,7 +120,7 @@ impl Plane {
         }
         let plane = pins
             .make()
-            .and_then(|()| Plane::load_with(pins.clone(), sizes, fresh));
+            .and_then(|()| Plane::load_with(pins.clone(), sizes, log, fresh));
         if plane.is_err() && fresh {
             // The first failure is the one to report.
             let _ = pins.remove_all();
@@ -127,14 +128,17 @@ impl Plane {
         plane
     }
 
-    fn load_with(pins: Pins, sizes: Sizes, fresh: bool) -> Result<Plane> {
+    fn load_with(pins: Pins, sizes: Sizes, log: bool, fresh: bool) -> Result<Plane> {
         let adopt = fresh || Sizes::pinned(&pins.maps()) == Some(sizes);
         let folder = if adopt { pins.maps() } else { pins.next_maps() };
         if !adopt {
             pins::remove_tree(&folder)?;
             fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        let mut ebpf = object::load(Some(&folder), sizes)?;
+        let mut ebpf = object::load_logging(Some(&folder), sizes, log)?;
+        if log {
+            super::log::follow(&mut ebpf)?;
+        }
         if !adopt {
             // The same content, in place before a program of it runs.
             let held = Maps::open(&pins.maps())?.read()?;

@@ -61,7 +61,7 @@ END
 
 netspawn-xdp attach eth0 trunk0 >/tmp/agent 2>&1 &
 agent=$!
-wait_for 20 grep -q "^ready: 2 machines" /tmp/agent
+wait_for 60 grep -q "^ready: 2 machines" /tmp/agent
 for address in 203.0.113.2 2001:db8::2 198.51.100.2 2001:db8:30::2; do
     wait_for 10 ip netns exec net ping -q -c 1 -W 1 $address
 done
@@ -82,6 +82,16 @@ done
 for address in 198.51.100.1 2001:db8:30::1; do
     wait_for 10 ip netns exec tagged ping -q -c 1 -W 1 $address
 done
+
+# What programs say of frames is more for the verifier to walk.
+kill $agent
+wait $agent
+netspawn-xdp attach eth0 trunk0.30 --log-programs >/tmp/agent 2>&1 &
+agent=$!
+wait_for 60 grep -q "^ready: 2 machines" /tmp/agent
+ip -n net neigh flush dev lan0
+wait_for 10 ip netns exec net ping -q -c 1 -W 1 203.0.113.2
+wait_for 10 grep -q "frame of 42 bytes on interface .*: arp, no endpoint" /tmp/agent
 
 if ls -d /sys/fs/bpf/netspawn/v*/uplinks/eth0/tc-ingress >/dev/null 2>&1; then
     echo hook=tcx
