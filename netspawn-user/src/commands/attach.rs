@@ -1,5 +1,7 @@
 //! `attach`.
 
+mod standby;
+
 use anyhow::{Context as _, Result};
 
 use crate::{
@@ -32,6 +34,28 @@ use crate::{
 /// When an uplink cannot be attached; then nothing is left behind, and what was
 /// attached before goes on.
 pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
+    loop {
+        let uplinks = match attempt(global, args)? {
+            Attempt::Ended(outcome) => return Ok(outcome),
+            Attempt::Handed(uplinks) => uplinks,
+        };
+        let stays = !args.once && standby::is_service();
+        let (run_dir, pins) = (RunDir::new(&global.run_dir), Pins::new(&global.bpf_dir));
+        if !stays || !standby::wait(&run_dir, &pins, &uplinks)? {
+            return Ok(Outcome::Done);
+        }
+    }
+}
+
+/// What came of it.
+enum Attempt {
+    /// The command has ended.
+    Ended(Outcome),
+    /// The running agent has taken these uplinks.
+    Handed(Vec<String>),
+}
+
+fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
     let config = Config::load(&global.config_dir).map_err(Problems)?;
     let settings = AttachSettings::new(args, &config.attach)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -59,17 +83,17 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     run_dir.check_namespace()?;
     Pins::new(&global.bpf_dir).check_namespace()?;
     if settings.dry_run {
-        return dry_run(global, &config, &settings, host, &uplinks);
+        return dry_run(global, &config, &settings, host, &uplinks).map(Attempt::Ended);
     }
     let lock = match run_dir.turn()? {
         Turn::Mine(lock) => lock,
         Turn::Agent(client) => {
             let response = client.ask(&Request::Attach {
-                uplinks: settings.uplinks,
+                uplinks: settings.uplinks.clone(),
                 mode: settings.mode,
             })?;
             output::print(&format!("{}\n", response.ready.unwrap_or_default()))?;
-            return Ok(Outcome::Done);
+            return Ok(Attempt::Handed(settings.uplinks));
         }
     };
 
@@ -85,7 +109,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
         output::print(&format!("{line}\n"))?;
         let served = Served::of(plane.state(), Some(host));
         announce::once(plane.found().clone(), served).context("cannot announce addresses")?;
-        return Ok(Outcome::of(problems));
+        return Ok(Attempt::Ended(Outcome::of(problems)));
     }
     runtime.block_on(async {
         Agent::new(global, plane, observer, config.policy, &settings.sources)
@@ -94,7 +118,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
             .await
     })?;
     drop(lock);
-    Ok(Outcome::Done)
+    Ok(Attempt::Ended(Outcome::Done))
 }
 
 fn attach(
