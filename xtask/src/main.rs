@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod demo;
 mod differential;
+mod dist;
 mod docs;
 mod ebpf;
 mod fuzz;
@@ -44,6 +45,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Runs the benchmarks
     Bench(bench::Args),
+    /// Builds the Debian package and a static tarball
+    Dist(dist::Args),
     /// Raises, enters or removes a lab of network namespaces
     Lab(lab::Args),
     /// Writes the parts of the documents that follow from the code
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Differential(args) => differential::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Dist(args) => dist::run(args),
         Verb::Lab(args) => lab::run(args),
         Verb::Docs(args) => docs::run(args),
         Verb::Ci(args) => ci::run(args),
