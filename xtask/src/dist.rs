@@ -56,7 +56,7 @@ pub fn for_tests() -> Result<PathBuf> {
     )?;
     let mut program = fs::read(stripped)?;
     // In a tenth of the time.
-    let fast = ["--fast", "--compress-type=gz"];
+    let fast = ["--fast", "--compress-system"];
     package(&program, VERSION, &folder.join("old.deb"), &fast)?;
     // Nobody reads what is behind the sections of a program, which is another all the same.
     program.extend_from_slice(b"new");
@@ -130,11 +130,12 @@ fn fill(folder: &Path, program: &[u8], version: &str) -> Result<()> {
     fs::write(&path, program)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&path, mode)?;
-    show(
-        Command::new(&path)
-            .args(["man", "--dir"])
-            .arg(folder.join("man")),
-    )?;
+    let pages = folder.join("man");
+    show(Command::new(&path).args(["man", "--dir"]).arg(&pages))?;
+    for page in fs::read_dir(&pages)? {
+        let page = page?.path();
+        fs::write(page.with_extension("1.gz"), gzip(&fs::read(&page)?)?)?;
+    }
     for shell in ["bash", "zsh", "fish"] {
         let script = read(Command::new(&path).args(["completions", shell]))?;
         fs::write(completions.join(format!("{NAME}.{shell}")), script)?;
@@ -162,12 +163,10 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start gzip")?;
-    // Little enough for a pipe.
-    child
-        .stdin
-        .take()
-        .context("gzip reads nothing")?
-        .write_all(bytes)?;
+    let mut stdin = child.stdin.take().context("gzip reads nothing")?;
+    // Little enough for gzip to keep it until it ends.
+    stdin.write_all(bytes)?;
+    drop(stdin);
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "gzip ended with {}", output.status);
     Ok(output.stdout)

@@ -39,12 +39,12 @@ pub(super) fn cached(suite: &str) -> Result<PathBuf> {
     fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
     let path = cache.join(format!("box-{suite}-{RECIPE}"));
     // One maker at a time; the others find it made.
-    let lock = File::create(cache.join("box.lock"))?;
+    let lock = File::create(cache.join(format!("box-{suite}.lock")))?;
     lock.lock()?;
     if path.exists() {
         return Ok(path);
     }
-    let draft = cache.join("box.draft");
+    let draft = cache.join(format!("box-{suite}.draft"));
     if draft.exists() {
         fs::remove_dir_all(&draft)?;
     }
