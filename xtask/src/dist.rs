@@ -74,12 +74,14 @@ fn program() -> Result<PathBuf> {
         |_| env::home_dir().unwrap_or_default().join(".cargo"),
         PathBuf::from,
     );
+    let sysroot = read(Command::new("rustc").args(["--print", "sysroot"]))?;
     let flags = [
         "-Ctarget-feature=+crt-static".to_owned(),
         "-Cstrip=symbols".to_owned(),
         // What panics print does not depend on who has built it.
         format!("--remap-path-prefix={}=cargo", home.display()),
         format!("--remap-path-prefix={}=.", workspace().display()),
+        format!("--remap-path-prefix={}=rust", sysroot.trim()),
     ];
     show(
         cargo()
