@@ -278,6 +278,22 @@ impl RunDir {
         }
     }
 
+    /// Waits until nobody has the right to write: the agent has ended. Takes it from
+    /// nobody.
+    ///
+    /// # Errors
+    /// When the kernel refuses the lock.
+    pub fn wait_for_lock(&self) -> Result<()> {
+        let path = self.lock_file();
+        let file = match File::open(&path) {
+            // Everything was detached.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file.with_context(|| format!("cannot open {}", path.display()))?,
+        };
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))
+    }
+
     /// Connects to the agent.
     ///
     /// # Errors

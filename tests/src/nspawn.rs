@@ -4,11 +4,12 @@
 //! that stays as it is: what the box writes goes to memory. It may set nothing of the
 //! machine's own: all of /proc/sys but its own network is read-only to it.
 
+mod root;
+
 use std::{
-    fs::{self, File},
-    os::unix::fs::symlink,
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -27,24 +28,8 @@ use crate::{
     workdir::Workdir,
 };
 
-/// Goes up when [`make_root`] makes something else, so that cached boxes are made anew.
-const RECIPE: u32 = 2;
-
-/// What the box needs besides debootstrap's minimum.
-const PACKAGES: &[&str] = &[
-    "systemd",
-    "systemd-sysv",
-    "systemd-container",
-    "dbus",
-    "iproute2",
-    "iputils-ping",
-    "busybox-static",
-    // Names of machines.
-    "libnss-mymachines",
-];
-
 /// The service that packages install.
-const SERVICE: &str = include_str!("../../packaging/netspawn-xdp.service");
+const SERVICE: &str = include_str!("../../packaging/netspawn-xdp@.service");
 
 const BOOT: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(20);
@@ -67,14 +52,26 @@ pub struct SystemdHost {
 impl SystemdHost {
     /// Boots the box; makes it first, once, which takes a minute or two.
     pub fn boot() -> Result<Self> {
+        // The box runs a program built here, so it is of this machine's release.
+        Self::boot_release(&root::codename()?, Some(&binary()?))
+    }
+
+    /// Boots a box of that release of Debian in which nothing of ours is installed.
+    pub fn bare(suite: &str) -> Result<Self> {
+        let system = Self::boot_release(suite, None)?;
+        // What programs are bound to in other boxes.
+        system.run("rm /usr/bin/netspawn-xdp")?;
+        Ok(system)
+    }
+
+    fn boot_release(suite: &str, program: Option<&Path>) -> Result<Self> {
         require_root()?;
-        let cached = cached()?;
-        let program = binary()?;
+        let cached = root::cached(suite)?;
         let dir = Workdir::new()?;
         let machines = dir.folder("machines")?;
         let net = Ns::new("net")?;
         let cgroups = payload_cgroups();
-        let mut process = net
+        let mut boot = net
             .cmd("systemd-nspawn")
             // The box's settings are its network's; nothing else can be written.
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
@@ -87,11 +84,14 @@ impl SystemdHost {
             .arg(format!("--network-veth-extra={LAN}:{UPLINK}"))
             .arg(format!("--directory={}", cached.join("root").display()))
             .arg(format!("--bind-ro={}:/tiny", cached.join("tiny").display()))
-            .arg(format!("--bind-ro={}:/machines", machines.display()))
-            .arg(format!(
-                "--bind-ro={}:/usr/bin/netspawn-xdp",
-                program.display()
-            ))
+            .arg(format!("--bind-ro={}:/machines", machines.display()));
+        if let Some(program) = program {
+            let program = program.display();
+            boot = boot.arg(format!("--bind-ro={program}:/usr/bin/netspawn-xdp"));
+        }
+        let mut process = boot
+            // For systemd 256 and 257 where this machine has cgroups of the first version.
+            .args(["--", "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"])
             .start()?;
         let found = leader(&mut process).and_then(|leader| Ok((leader, namespace(leader)?)));
         let (leader, host) = match found {
@@ -229,7 +229,11 @@ END
     /// Starts `netspawn-xdp attach` as a service that tells systemd when it is ready.
     pub fn attach(&self, words: &str) -> Result<()> {
         self.cmd("systemd-run")
-            .args(["--quiet", "--unit=netspawn", "--property=Type=notify"])
+            .args([
+                "--quiet",
+                "--unit=netspawn-xdp@eth0",
+                "--property=Type=notify",
+            ])
             .args(["netspawn-xdp", "attach"])
             .args(words.split_whitespace())
             .text()
@@ -239,7 +243,7 @@ END
 
     /// What that service printed so far.
     pub fn words(&self) -> Result<String> {
-        self.run("journalctl --unit=netspawn --no-pager --output=cat")
+        self.run("journalctl --unit=netspawn-xdp@eth0 --no-pager --output=cat")
     }
 
     /// Declares a machine in `RUNDIR/machines`.
@@ -255,15 +259,15 @@ END
             .map(drop)
     }
 
-    /// Runs the agent as the service that `packaging/` has, with these uplinks and
-    /// words of `[attach]`, such as `max-machines = 100`.
+    /// Runs the agent as the service that `packaging/` has, with these words of
+    /// `[attach]`, such as `max-machines = 100`.
     pub fn install(&self, settings: &str) -> Result<()> {
-        self.write("/etc/systemd/system/netspawn.service", SERVICE)?;
+        self.write("/etc/systemd/system/netspawn-xdp@.service", SERVICE)?;
         self.write(
             "/etc/netspawn/netspawn.toml",
-            &format!("[attach]\nuplinks = [\"{UPLINK}\"]\n{settings}"),
+            &format!("[attach]\n{settings}"),
         )?;
-        self.shell("systemctl daemon-reload && systemctl start netspawn")
+        self.shell("systemctl daemon-reload && systemctl start netspawn-xdp@eth0")
             .map(drop)
             .with_context(|| self.words().unwrap_or_default())
     }
@@ -553,121 +557,4 @@ fn remove_cgroup(group: &Path) {
     }
     // The kernel refuses while a process is in it: it is in use by somebody else then.
     let _ = fs::remove_dir(group);
-}
-
-/// The cached box, made if there is none: folders `root` and `tiny`.
-fn cached() -> Result<PathBuf> {
-    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
-        Some(path) => PathBuf::from(path),
-        None => std::env::home_dir()
-            .context("no home folder is known: set HOME or XDG_CACHE_HOME")?
-            .join(".cache"),
-    }
-    .join("netspawn-xdp");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    // The box runs programs built here, so it is of this machine's release.
-    let suite = codename()?;
-    let path = cache.join(format!("box-{suite}-{RECIPE}"));
-    // One maker at a time; the others find it made.
-    let lock = File::create(cache.join("box.lock"))?;
-    lock.lock()?;
-    if path.exists() {
-        return Ok(path);
-    }
-    let draft = cache.join("box.draft");
-    if draft.exists() {
-        fs::remove_dir_all(&draft)?;
-    }
-    fs::create_dir(&draft)?;
-    eprintln!("making the systemd host in a box, once; this takes a minute or two");
-    make_root(&draft.join("root"), &suite)?;
-    make_tiny(&draft.join("tiny"), &draft.join("root/bin/busybox"))?;
-    fs::rename(&draft, &path)?;
-    Ok(path)
-}
-
-fn make_root(root: &Path, suite: &str) -> Result<()> {
-    let log = root.with_extension("log");
-    let words = File::create(&log)?;
-    let mut child = Command::new("debootstrap")
-        .arg("--variant=minbase")
-        .arg(format!("--include={}", PACKAGES.join(",")))
-        .arg(suite)
-        .arg(root)
-        .args(mirror(suite))
-        .stdin(Stdio::null())
-        .stdout(words.try_clone()?)
-        .stderr(words)
-        .spawn()
-        .context("cannot start debootstrap: `cargo xtask setup` installs it")?;
-    let mut told = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if told.elapsed() >= Duration::from_secs(5) {
-            told = Instant::now();
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            eprintln!("  debootstrap: {}", text.lines().last().unwrap_or_default());
-        }
-        thread::sleep(Duration::from_millis(100));
-    };
-    if !status.success() {
-        let text = fs::read_to_string(&log)?;
-        let tail: Vec<_> = text.lines().rev().take(5).collect();
-        bail!(
-            "debootstrap failed; the last of {} in reverse order:\n{}",
-            log.display(),
-            tail.join("\n")
-        );
-    }
-    fs::remove_dir_all(root.join("var/cache/apt/archives"))?;
-    fs::create_dir_all(root.join("tiny"))?;
-    fs::create_dir_all(root.join("machines"))?;
-    fs::write(root.join("usr/bin/netspawn-xdp"), "")?;
-    Ok(())
-}
-
-/// A machine's root: busybox and nothing else.
-fn make_tiny(tiny: &Path, busybox: &Path) -> Result<()> {
-    for folder in [
-        "bin", "etc", "usr/lib", "proc", "sys", "dev", "run", "tmp", "var", "root", "mnt",
-    ] {
-        fs::create_dir_all(tiny.join(folder))?;
-    }
-    fs::copy(busybox, tiny.join("bin/busybox"))?;
-    for applet in ["sh", "ip", "ping", "httpd", "cat", "ls", "sleep", "wget"] {
-        symlink("busybox", tiny.join("bin").join(applet))?;
-    }
-    for file in ["etc/os-release", "usr/lib/os-release"] {
-        fs::write(tiny.join(file), "ID=tiny\n")?;
-    }
-    Ok(())
-}
-
-fn codename() -> Result<String> {
-    let text = fs::read_to_string("/etc/os-release").context("this machine has no os-release")?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-        .map(|name| name.trim_matches('"').to_owned())
-        .context("/etc/os-release names no VERSION_CODENAME: the box needs a Debian release")
-}
-
-/// The mirror that apt uses for that suite; debootstrap's own choice otherwise.
-fn mirror(suite: &str) -> Option<String> {
-    let output = Command::new("apt-get")
-        .args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(CODENAME) $(COMPONENT)",
-        ])
-        .arg("Created-By: Packages")
-        .output()
-        .ok()?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .find_map(|line| {
-            line.strip_suffix(&format!(" {suite} main"))
-                .map(str::to_owned)
-        })
 }

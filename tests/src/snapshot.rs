@@ -44,8 +44,14 @@ impl Snapshot {
             ("bpf", "bpftool -j net"),
         ] {
             let text = ns.run(command)?;
-            let value: Value = serde_json::from_str(&text)
+            let mut value: Value = serde_json::from_str(&text)
                 .with_context(|| format!("`{command}` printed {text}"))?;
+            for entry in value.as_array_mut().into_iter().flatten() {
+                // In the order in which they were joined, which says nothing.
+                if let Some(Value::Array(groups)) = entry.get_mut("maddr") {
+                    groups.sort_by_key(Value::to_string);
+                }
+            }
             for entry in value.as_array().into_iter().flatten() {
                 match entry["ifname"].as_str() {
                     Some(name) => flatten(&format!("{label} {name}"), entry, &mut lines),

@@ -82,7 +82,7 @@ fn wait_state(system: &SystemdHost, name: &str, state: &str) -> Result<Value> {
 /// What is to be known when something went wrong.
 fn situation(system: &SystemdHost) -> String {
     let all = system.shell(
-        "journalctl --unit=netspawn --no-pager --output=short-iso-precise
+        "journalctl --unit=netspawn-xdp@eth0 --no-pager --output=short-iso-precise
         netspawn-xdp --json list
         netspawn-xdp --json counters
         ip -brief link
@@ -140,7 +140,7 @@ fn port_that_nobody_sets_up_is_set_up_and_down_again() -> Result<()> {
     // Whoever sets it down later means it, also for the next agent.
     system.run("ip link set ve-web down")?;
     wait_state(&system, "web", "down")?;
-    system.run("systemctl restart netspawn")?;
+    system.run("systemctl restart netspawn-xdp@eth0")?;
     wait_state(&system, "web", "down")?;
     system.run("ip link set ve-web up")?;
     answers(&system, "web", &WEB)?;
@@ -242,14 +242,14 @@ fn links_of_all_shapes_are_found() -> Result<()> {
 
     // The next agent finds the same.
     let before = list(&system)?;
-    system.run("systemctl restart netspawn")?;
+    system.run("systemctl restart netspawn-xdp@eth0")?;
     for (before, after) in before.iter().zip(list(&system)?) {
         for key in ["name", "interface", "ifindex", "state"] {
             ensure!(before[key] == after[key], "{before}\n{after}");
         }
     }
     // And so does a command without one.
-    system.run("systemctl stop netspawn")?;
+    system.run("systemctl stop netspawn-xdp@eth0")?;
     ensure!(entry(&system, "solo")?["interface"] == "solo0");
     Ok(())
 }
@@ -370,7 +370,7 @@ fn agent_killed_amid_a_hundred_starts_loses_none() -> Result<()> {
             count("up").is_ok_and(|up| up >= 30)
         });
         ensure!(amid, "no 30 machines came up");
-        system.run("systemctl kill --kill-who=main --signal=SIGKILL netspawn")?;
+        system.run("systemctl kill --kill-who=main --signal=SIGKILL netspawn-xdp@eth0")?;
         ensure!(!starts.is_finished(), "the agent was killed too late");
         starts.join().expect("starting does not panic")
     })?;
@@ -496,7 +496,7 @@ fn agent_does_not_wait_for_a_machined_that_hangs() -> Result<()> {
     answers(&system, "web", &WEB)?;
     system.run("systemctl kill --kill-who=main --signal=SIGSTOP systemd-machined")?;
     let started = Instant::now();
-    system.run("systemctl restart netspawn")?;
+    system.run("systemctl restart netspawn-xdp@eth0")?;
     let took = started.elapsed();
     ensure!(took < Duration::from_secs(4), "a restart took {took:?}");
     answers(&system, "web", &WEB)?;
@@ -515,7 +515,7 @@ fn signals_of_others_are_ignored() -> Result<()> {
     // The bus lets anyone send a signal to a connection.
     system.shell(
         "set -e
-        pid=$(systemctl show netspawn --property=MainPID --value)
+        pid=$(systemctl show netspawn-xdp@eth0 --property=MainPID --value)
         name=$(busctl list --no-legend | while read -r name owner _; do
             [ \"$owner\" != \"$pid\" ] || echo \"$name\"
         done)

@@ -52,7 +52,7 @@ fn nspawn_machines_are_reached_from_outside(mode: Mode) -> Result<()> {
         assert_eq!(machine["interface"], format!("ve-{name}"));
     }
 
-    system.run("systemctl kill --signal=SIGKILL netspawn")?;
+    system.run("systemctl kill --signal=SIGKILL netspawn-xdp@eth0")?;
     reached(&system)?;
 
     system.xdp("detach")?.success()?;

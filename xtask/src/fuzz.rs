@@ -3,20 +3,14 @@
 //! cargo-fuzz asks rustc for sanitizers and coverage, which stable gives to those who set
 //! `RUSTC_BOOTSTRAP`: no nightly toolchain is needed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     build::{target_dir, workspace},
-    ebpf::Toolchain,
     run::{show, step},
-    setup,
+    setup::{self, tool},
 };
 
 /// The cargo-fuzz that is installed.
@@ -145,7 +139,7 @@ fn program(target: &str) -> PathBuf {
 }
 
 fn build(folder: &str) -> Result<()> {
-    let tool = install()?;
+    let tool = tool::install("fuzz", VERSION)?;
     step(format_args!("building the targets of {folder}"));
     show(
         Command::new(tool)
@@ -156,34 +150,4 @@ fn build(folder: &str) -> Result<()> {
             .current_dir(workspace().join(folder))
             .env("RUSTC_BOOTSTRAP", "1"),
     )
-}
-
-/// Installs cargo-fuzz below the cache folder unless it is there, and returns its path.
-fn install() -> Result<PathBuf> {
-    let cache = Toolchain::find()?.cache;
-    let tool = cache.join("bin/cargo-fuzz");
-    if is_current(&tool) {
-        return Ok(tool);
-    }
-    step(format_args!(
-        "cargo-fuzz {VERSION}: building (about a minute)"
-    ));
-    show(
-        Command::new("cargo")
-            .args(["install", "cargo-fuzz", "--locked", "--force"])
-            .args(["--version", &format!("={VERSION}")])
-            .arg("--root")
-            .arg(&cache),
-    )
-    .with_context(|| {
-        format!("cargo-fuzz {VERSION} could not be built: check the network, then try again")
-    })?;
-    Ok(tool)
-}
-
-fn is_current(tool: &Path) -> bool {
-    Command::new(tool)
-        .args(["fuzz", "--version"])
-        .output()
-        .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(VERSION))
 }

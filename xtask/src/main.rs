@@ -7,6 +7,7 @@ mod captures;
 mod ci;
 mod demo;
 mod differential;
+mod dist;
 mod docs;
 mod ebpf;
 mod fuzz;
@@ -48,6 +49,8 @@ enum Verb {
     Bench(bench::Args),
     /// Draws the pictures of `top` that README.md shows
     Captures(captures::Args),
+    /// Builds the Debian package and a static tarball
+    Dist(dist::Args),
     /// Raises, enters or removes a lab of network namespaces
     Lab(lab::Args),
     /// Writes the parts of the documents that follow from the code
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Captures(args) => captures::run(args),
+        Verb::Dist(args) => dist::run(args),
         Verb::Lab(args) => lab::run(args),
         Verb::Docs(args) => docs::run(args),
         Verb::Ci(args) => ci::run(args),

@@ -4,6 +4,7 @@
 mod linker;
 mod packages;
 mod rust_src;
+pub mod tool;
 
 use anyhow::Result;
 

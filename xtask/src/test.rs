@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, target_dir},
     ci::{self, cargo},
-    fuzz, kernels, protocol,
+    dist, fuzz, kernels, protocol,
     run::{read, show, step},
     setup,
 };
@@ -24,6 +24,9 @@ const SUPPORT: &str = "support";
 
 /// Guests with other kernels; named, it also writes the table of kernels.
 const KERNELS: &str = "kernels";
+
+/// Packages in booted hosts; they are made for it.
+const PACKAGE: &str = "package";
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -99,6 +102,9 @@ fn run_suite(suite: &str) -> Result<()> {
         .env("NETSPAWN_XDP", target_dir().join("debug/netspawn-xdp"))
         .env("NETSPAWN_PROTOCOL", protocol::record())
         .env("NETSPAWN_KERNELS", kernels::record());
+    if suite == PACKAGE {
+        command.env("NETSPAWN_DEBS", dist::for_tests()?);
+    }
     if suite == HOST {
         command.args(["--workspace", "--exclude", "netspawn-tests"]);
     } else {

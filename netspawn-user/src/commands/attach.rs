@@ -1,5 +1,7 @@
 //! `attach`.
 
+mod standby;
+
 use std::{fs, future};
 
 use anyhow::{Context as _, Result, bail};
@@ -37,6 +39,33 @@ use crate::{
 /// When an uplink cannot be attached; then nothing is left behind, and what was
 /// attached before goes on.
 pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
+    loop {
+        let (uplinks, left) = match attempt(global, args)? {
+            Attempt::Ended(outcome) => return Ok(outcome),
+            Attempt::Handed(uplinks, left) => (uplinks, left),
+        };
+        if args.once || !standby::is_service() {
+            return Ok(Outcome::of(left));
+        }
+        for words in left {
+            tracing::warn!("{words}");
+        }
+        let (run_dir, pins) = (RunDir::new(&global.run_dir), Pins::new(&global.bpf_dir));
+        if !standby::wait(&run_dir, &pins, &uplinks)? {
+            return Ok(Outcome::Done);
+        }
+    }
+}
+
+/// What came of it.
+enum Attempt {
+    /// The command has ended.
+    Ended(Outcome),
+    /// The running agent has taken these uplinks, and left out what the lines say.
+    Handed(Vec<String>, Vec<String>),
+}
+
+fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
     let config = Config::load(&global.config_dir).map_err(Problems)?;
     let settings = AttachSettings::new(args, &config.attach)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -64,7 +93,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     run_dir.check_namespace()?;
     Pins::new(&global.bpf_dir).check_namespace()?;
     if settings.dry_run {
-        return dry_run(global, &config, &settings, host, &uplinks);
+        return dry_run(global, &config, &settings, host, &uplinks).map(Attempt::Ended);
     }
     let turn = run_dir.turn()?;
     if args.log_programs && matches!(turn, Turn::Agent(_)) {
@@ -81,15 +110,13 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
         Turn::Agent(client) => {
             let response = client
                 .ask(&Request::Attach {
-                    uplinks: settings.uplinks,
+                    uplinks: settings.uplinks.clone(),
                     mode: settings.mode,
                 })
                 .inspect_err(|_| revert::settle(global))?;
             output::print(&format!("{}\n", response.ready.unwrap_or_default()))?;
-            return Ok(Outcome::of(metrics_left(
-                &settings.metrics,
-                &response.metrics,
-            )));
+            let left = metrics_left(&settings.metrics, &response.metrics);
+            return Ok(Attempt::Handed(settings.uplinks, left));
         }
     };
 
@@ -120,7 +147,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
         output::print(&format!("{line}\n"))?;
         let served = Served::of(plane.state(), Some(host));
         announce::once(plane.found().clone(), served).context("cannot announce addresses")?;
-        return Ok(Outcome::of(problems));
+        return Ok(Attempt::Ended(Outcome::of(problems)));
     }
     runtime.block_on(async {
         let agent = Agent::new(
@@ -145,7 +172,7 @@ pub fn run(global: &Global, args: &AttachArgs) -> Result<Outcome> {
     if let Some(words) = revert.and_then(Started::reverted) {
         bail!(words);
     }
-    Ok(Outcome::Done)
+    Ok(Attempt::Ended(Outcome::Done))
 }
 
 /// The terminal's end.
