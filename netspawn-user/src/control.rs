@@ -384,7 +384,7 @@ impl Lines {
     ///
     /// # Errors
     /// When the connection breaks.
-    pub fn next(&mut self) -> io::Result<Option<String>> {
+    pub fn line(&mut self) -> io::Result<Option<String>> {
         let mut line = String::new();
         match self.0.read_line(&mut line) {
             // What is cut short is no line.

@@ -201,8 +201,7 @@ fn what_somebody_has_detached_is_a_mismatch() -> Result<()> {
     fs::remove_file(lab.bpf_dir().join("v1/uplinks/eth0/tc-egress")).or_else(|_| {
         let versions = fs::read_dir(lab.bpf_dir())?.flatten();
         versions
-            .map(|version| fs::remove_file(version.path().join("uplinks/eth0/tc-egress")))
-            .collect::<std::io::Result<()>>()
+            .try_for_each(|version| fs::remove_file(version.path().join("uplinks/eth0/tc-egress")))
     })?;
     // The kernel frees a link some time after its last pin is gone.
     let seen = wait_until(SOON, || {

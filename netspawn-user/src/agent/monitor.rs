@@ -46,6 +46,9 @@ const CLAIMS: usize = 5;
 #[derive(Debug, Default)]
 pub(super) struct Monitors(Option<Following>);
 
+/// From where, and which address.
+type Claim = (Mac, Option<IpAddr>);
+
 /// What there is while somebody does.
 #[derive(Debug)]
 struct Following {
@@ -53,7 +56,7 @@ struct Following {
     period: Interval,
     drops: Drops,
     /// What has been told in this period.
-    claims: HashMap<(Owner, Reason), Vec<(Mac, Option<IpAddr>)>>,
+    claims: HashMap<(Owner, Reason), Vec<Claim>>,
 }
 
 impl Monitors {

@@ -92,7 +92,7 @@ fn connect(global: &Global) -> Result<Client> {
 
 /// Prints lines until the agent ends; why, if it says so.
 fn print(mut lines: Lines, json: bool) -> Result<Option<String>> {
-    while let Some(line) = lines.next().context("cannot read from the agent")? {
+    while let Some(line) = lines.line().context("cannot read from the agent")? {
         let event: Event = serde_json::from_str(&line)
             .with_context(|| format!("the agent, of another version, says {line}"))?;
         let text = if json { line } else { event.to_string() };

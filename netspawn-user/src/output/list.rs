@@ -112,6 +112,9 @@ impl Layout {
     }
 }
 
+/// What a column shows of a row.
+type Number<'a> = &'a dyn Fn(&ListRow) -> String;
+
 impl ListReport {
     fn table(&self, layout: Layout, out: &mut dyn Write) -> io::Result<()> {
         let rated = self.0.iter().any(|row| row.per_second.is_some());
@@ -150,7 +153,7 @@ impl ListReport {
         });
         column(layout.tenant, "TENANT", &|row| cell(row.tenant.as_ref()));
         let drops = |row: &ListRow| row.drops.values().sum::<u64>().to_string();
-        let numbers: [(bool, &str, &dyn Fn(&ListRow) -> String); 6] = [
+        let numbers: [(bool, &str, Number<'_>); 6] = [
             (layout.totals || !rated, "RX", &|row| cell(row.rx_packets)),
             (layout.totals || !rated, "TX", &|row| cell(row.tx_packets)),
             (layout.totals || !rated, "DROPS", &drops),

@@ -484,7 +484,7 @@ mod tests {
             (98_765_432_109.0, "98.8G"),
         ] {
             assert_eq!(short(value), text);
-            assert!(text.len() <= usize::from(RATE) - 1);
+            assert!(text.len() < usize::from(RATE));
         }
         assert_eq!(short_count(512), "512 ");
         assert_eq!(short_count(12_345_678), "12.3 M");

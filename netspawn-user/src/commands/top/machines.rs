@@ -100,6 +100,9 @@ pub struct Machine {
     pub(super) rank: usize,
 }
 
+/// Frames by endpoint id and reason.
+type Drops = BTreeMap<(u32, Reason), u64>;
+
 /// All machines, and those shown in their order.
 #[derive(Debug)]
 pub struct Machines {
@@ -108,9 +111,9 @@ pub struct Machines {
     pub sort: Column,
     pub descending: bool,
     filter: String,
-    drops: BTreeMap<(u32, Reason), u64>,
+    drops: Drops,
     /// Those of the look before, and the seconds between.
-    before: Option<(BTreeMap<(u32, Reason), u64>, f64)>,
+    before: Option<(Drops, f64)>,
     counts: BTreeMap<Reason, (u64, f64)>,
 }
 
