@@ -199,7 +199,7 @@ fn what_somebody_has_detached_is_a_mismatch() -> Result<()> {
         "{guard:#?}"
     );
     fs::remove_file(lab.bpf_dir().join("v1/uplinks/eth0/tc-egress")).or_else(|_| {
-        let versions = fs::read_dir(lab.bpf_dir())?.flatten();
+        let mut versions = fs::read_dir(lab.bpf_dir())?.flatten();
         versions
             .try_for_each(|version| fs::remove_file(version.path().join("uplinks/eth0/tc-egress")))
     })?;

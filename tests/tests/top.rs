@@ -243,7 +243,8 @@ fn restored(tmux: &Tmux, before: &str) -> Result<()> {
 #[test]
 fn terminal_is_as_before_however_it_ends() -> Result<()> {
     let on = Attached::usual(Mode::Tc)?;
-    let endings: [(&str, &dyn Fn(&Tmux) -> Result<()>); 4] = [
+    type End<'a> = &'a dyn Fn(&Tmux) -> Result<()>;
+    let endings: [(&str, End<'_>); 4] = [
         ("q", &|tmux| tmux.keys(&["q"])),
         ("Ctrl-C", &|tmux| tmux.keys(&["C-c"])),
         ("SIGTERM", &|tmux| signal(tmux, Signal::SIGTERM)),
