@@ -176,7 +176,6 @@ Examples:
   netspawn-xdp attach eth0
   netspawn-xdp attach eth0 eth1 --mode tc --once
   netspawn-xdp attach eth0 --metrics 127.0.0.1:9469
-
   netspawn-xdp attach eth0 --dry-run
   netspawn-xdp attach eth0 --once --revert-after 60s   # then: netspawn-xdp confirm")]
 pub struct AttachArgs {

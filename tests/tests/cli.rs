@@ -125,7 +125,6 @@ fn senseless_command_lines_are_usage_errors() {
             "attach eth0 --metrics 127.0.0.1",
             "attach eth0 --metrics unix:metrics.sock",
             "attach eth0 --once --metrics 127.0.0.1:9469",
-            "attach eth0 --metrics 127.0.0.1:9000",
             "attach eth0 --revert-after 60",
             "attach eth0 --revert-after soon",
             "attach eth0 --revert-after 0s",
