@@ -42,8 +42,17 @@ fn on_terminal(lab: &Lab, words: &str, then: &str) -> Result<Process> {
     );
     let mut terminal = lab
         .host
-        .cmd("script")
-        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        // Whoever runs the tests may be under nohup(1).
+        .cmd("env")
+        .args([
+            "--default-signal=HUP",
+            "script",
+            "--quiet",
+            "--return",
+            "--command",
+            &line,
+            "/dev/null",
+        ])
         .start()?;
     terminal.wait_line(Duration::from_secs(20), |line| line.starts_with("ready:"))?;
     Ok(terminal)
@@ -532,7 +541,7 @@ fn killed_service_reverts_under_systemd() -> Result<()> {
     let pins = system.run("find /sys/fs/bpf")?;
     system.attach(&format!("{UPLINK} --revert-after 8s"))?;
     netspawn_tests::wait_ping(&system.net, web, SOON)?;
-    system.run("systemctl kill --kill-who=all --signal=SIGKILL netspawn")?;
+    system.run("systemctl kill --kill-who=all --signal=SIGKILL netspawn-xdp@eth0")?;
     let scopes = "systemctl list-units --plain --no-legend netspawn-xdp-revert-*.scope";
     assert!(
         system.run(scopes)?.contains("running"),

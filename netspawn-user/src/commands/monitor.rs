@@ -31,7 +31,6 @@ pub fn run(global: &Global, args: &MonitorArgs) -> Result<Outcome> {
     for line in response.failed {
         tracing::warn!("{line}");
     }
-    tracing::info!("following the agent; Ctrl-C ends this");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -40,6 +39,7 @@ pub fn run(global: &Global, args: &MonitorArgs) -> Result<Outcome> {
     let result = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        tracing::info!("following the agent; Ctrl-C ends this");
         // A terminal that is held up, or a pager, must not keep Ctrl-C from working.
         let printing = tokio::task::spawn_blocking(move || print(lines, json));
         tokio::select! {
