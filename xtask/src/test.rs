@@ -28,6 +28,9 @@ const KERNELS: &str = "kernels";
 /// Packages in booted hosts; they are made for it.
 const PACKAGE: &str = "package";
 
+/// The tutorial, which installs such a package.
+const TUTORIAL: &str = "tutorial";
+
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -102,7 +105,7 @@ fn run_suite(suite: &str) -> Result<()> {
         .env("NETSPAWN_XDP", target_dir().join("debug/netspawn-xdp"))
         .env("NETSPAWN_PROTOCOL", protocol::record())
         .env("NETSPAWN_KERNELS", kernels::record());
-    if suite == PACKAGE {
+    if [PACKAGE, TUTORIAL].contains(&suite) {
         command.env("NETSPAWN_DEBS", dist::for_tests()?);
     }
     if suite == HOST {

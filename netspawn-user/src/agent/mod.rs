@@ -12,7 +12,7 @@ mod service;
 mod socket;
 mod tell;
 
-use std::{collections::BTreeSet, future, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, future, net::IpAddr, pin::pin, time::Duration};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -179,12 +179,18 @@ impl Agent {
         })
     }
 
-    /// Runs until SIGTERM, SIGINT, or until the last uplink is detached.
+    /// Runs until SIGTERM, SIGINT, the terminal's `hangup`, or until the last uplink is
+    /// detached.
     ///
     /// # Errors
     /// When folders cannot be watched or the socket cannot be made. Failures to
     /// sync are logged and tried again.
-    pub async fn run(mut self, ready: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+    pub async fn run(
+        mut self,
+        ready: impl FnOnce(&str) -> Result<()>,
+        hangup: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let mut hangup = pin!(hangup);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut socket = Socket::open(&self.run_dir.socket())?;
@@ -213,6 +219,7 @@ impl Agent {
             let event = tokio::select! {
                 _ = terminate.recv() => Event::Stop("it was told to (SIGTERM)"),
                 _ = interrupt.recv() => Event::Stop("it was told to (SIGINT)"),
+                () = &mut hangup => Event::Stop("its terminal is gone (SIGHUP)"),
                 changed = self.observer.changed() => match changed {
                     Ok(_) => Event::Host,
                     Err(error) => {

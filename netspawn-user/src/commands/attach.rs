@@ -159,14 +159,9 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
             listener,
         )
         .await?;
-        tokio::select! {
-            ended = agent.run(|line| output::print(&format!("{line}\n"))) => ended,
-            () = hangup.came() => {
-                // As after a signal that asks it to end.
-                let _ = fs::remove_file(run_dir.socket());
-                Ok(())
-            }
-        }
+        agent
+            .run(|line| output::print(&format!("{line}\n")), hangup.came())
+            .await
     })?;
     drop(lock);
     if let Some(words) = revert.and_then(Started::reverted) {

@@ -34,6 +34,10 @@ impl Default for Sizes {
     }
 }
 
+/// Entries of [`map::DROPS`] for each machine, which has one for each reason that it gave.
+/// They take memory when they are used.
+const REASONS_EACH: u32 = 4;
+
 impl Sizes {
     /// The maps whose size is a choice, with it.
     fn by_map(self) -> [(&'static str, u32); 11] {
@@ -48,7 +52,7 @@ impl Sizes {
             (map::PORTS, self.machines),
             (map::TRAFFIC, self.machines),
             (map::BUDGETS, self.machines),
-            (map::DROPS, self.machines),
+            (map::DROPS, self.machines.saturating_mul(REASONS_EACH)),
         ]
     }
 

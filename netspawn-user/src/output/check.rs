@@ -1,9 +1,9 @@
-use std::{fmt::Write as _, io::Write as _};
+use std::fmt::Write as _;
 
-use anstyle::{AnsiColor, Style};
-use anyhow::Context as _;
+use console::{StyledObject, style};
 use serde::Serialize;
 
+use super::print;
 use crate::check::{Finding, Findings, Remedy, Severity};
 
 /// Commands shown on the terminal for one finding; `--json` has all.
@@ -75,11 +75,7 @@ impl CheckReport {
         } else {
             self.text()
         };
-        let mut stdout = anstream::stdout().lock();
-        stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush())
-            .context("cannot write to stdout")
+        print(&text)
     }
 
     /// Lines for people: what was found, why it matters, what to do.
@@ -93,11 +89,10 @@ impl CheckReport {
         let indent = severities + 2;
         let mut text = String::new();
         for row in &self.rows {
-            let style = style(row.severity);
-            let severity = row.severity.name();
+            let severity = coloured(row.severity);
             let _ = writeln!(
                 text,
-                "{style}{severity:severities$}{style:#}  {:subjects$}  {} ({})",
+                "{severity:severities$}  {:subjects$}  {} ({})",
                 row.subject, row.found, row.id
             );
             let _ = writeln!(text, "{:indent$}{}", "", row.why);
@@ -149,11 +144,12 @@ impl CheckRow {
     }
 }
 
-fn style(severity: Severity) -> Style {
-    let color = match severity {
-        Severity::Error => AnsiColor::Red,
-        Severity::Warning => AnsiColor::Yellow,
-        Severity::Info => AnsiColor::Cyan,
-    };
-    Style::new().fg_color(Some(color.into())).bold()
+/// Its name, in colour where stdout is a terminal.
+fn coloured(severity: Severity) -> StyledObject<&'static str> {
+    let name = style(severity.name()).bold();
+    match severity {
+        Severity::Error => name.red(),
+        Severity::Warning => name.yellow(),
+        Severity::Info => name.cyan(),
+    }
 }
