@@ -86,6 +86,9 @@ impl Capture {
                 Err(PcapError::Eof) => return Ok(None),
                 Err(PcapError::Incomplete(_)) => Err(Wanted::Data),
                 Err(PcapError::BufferTooSmall) => Err(Wanted::Room),
+                Err(PcapError::UnexpectedEof) => {
+                    bail!("{} is cut short after frame {}", self.name, self.number)
+                }
                 Err(_) => bail!("{} is damaged after frame {}", self.name, self.number),
             };
             let (size, found) = match wanted {

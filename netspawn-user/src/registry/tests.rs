@@ -211,6 +211,7 @@ fn machine_with_carrier_is_up() {
 #[test]
 fn xdp_forwards_to_few_ports_only() {
     let mut world = World::new();
+    world.limits.max_machines = 2 * MAX_XDP_PORTS;
     for ifindex in 100..100 + MAX_XDP_PORTS {
         let name = format!("m{ifindex}");
         world.declare(&name, &[&format!("203.0.113.{ifindex}")]);

@@ -161,7 +161,9 @@ provoked! {
         let path = stage.lab.dir().join("ndppd.conf");
         fs::write(&path, "proxy eth0 {\n rule 2001:db8::/64 {\n static\n }\n}\n")?;
         let mut ndppd = stage.lab.host.cmd("ndppd").arg("-c").arg(&path).start()?;
-        ensure!(ndppd.running(), "{}", ndppd.err());
+        let comm = format!("/proc/{}/comm", ndppd.id());
+        let named = || fs::read_to_string(&comm).is_ok_and(|name| name == "ndppd\n");
+        ensure!(wait_until(Duration::from_secs(10), named) && ndppd.running(), "{}", ndppd.err());
         stage.processes.push(ndppd);
         Ok(())
     }, Printed;
