@@ -185,7 +185,7 @@ systemd-id128 new >etc/machine-id
          --link-journal=no --network-veth --private-users=no --settings=override --machine=%i\n",
     )?;
     system
-        .shell("chmod +x /usr/local/sbin/*; systemctl daemon-reload; : >/root/netspawn-xdp_0.deb")
+        .shell("chmod +x /usr/local/sbin/*; systemctl daemon-reload")
         .map(drop)
 }
 

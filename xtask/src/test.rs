@@ -16,9 +16,6 @@ const HOST: &str = "host";
 /// Every fuzz target for a few seconds.
 const FUZZ: &str = "fuzz";
 
-/// The data plane against the kernel, as many frames as it gets through.
-const DIFFERENTIAL: &str = "differential";
-
 /// Tests of the library that the suites share.
 const SUPPORT: &str = "support";
 
@@ -116,9 +113,6 @@ fn run_suite(suite: &str) -> Result<()> {
             command.arg("--lib");
         } else {
             command.args(["--test", suite]);
-            if suite == DIFFERENTIAL {
-                command.arg("--release");
-            }
         }
         let threads = match suite {
             "revert" => 4,

@@ -34,7 +34,7 @@ use session::{Report, Session};
 
 /// Without a word about it: the same frames on every machine with as many cores, in about
 /// a minute.
-const FRAMES: u64 = 8_000_000;
+const FRAMES: u64 = 2_000_000;
 
 fn number(name: &str) -> Result<Option<u64>> {
     let Ok(text) = env::var(name) else {
