@@ -70,9 +70,13 @@ pub fn run(args: Args) -> Result<()> {
     fuzz(&chosen, share)
 }
 
-/// Every target for a few seconds.
+/// The targets of the packet logic for a few seconds each. The loader with all that it links
+/// takes some minutes to build with coverage, longer than a run of all tests has for it.
 pub fn short() -> Result<()> {
-    fuzz(&targets().collect::<Vec<_>>(), SHORT)
+    let (packets, _) = CRATES[0];
+    let chosen: Vec<_> = targets().filter(|(folder, _)| *folder == packets).collect();
+    step("parsers of the loader are left to `cargo xtask fuzz`");
+    fuzz(&chosen, SHORT)
 }
 
 fn targets() -> impl Iterator<Item = (&'static str, &'static str)> {

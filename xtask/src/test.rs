@@ -13,7 +13,7 @@ use crate::{
 /// Tests that need no privileges: all crates but the one of the suites.
 const HOST: &str = "host";
 
-/// Every fuzz target for a few seconds.
+/// The fuzz targets of the packet logic for a few seconds.
 const FUZZ: &str = "fuzz";
 
 /// Tests of the library that the suites share.
