@@ -1,11 +1,15 @@
 //! `cargo xtask captures`: `top` with real traffic in a lab, as pictures for README.md.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
-use netspawn_tests::{Agent, Lab, Process, Spec, Tmux, binary, require_root};
+use netspawn_tests::{Agent, Lab, Process, Spec, Tmux, Workdir, binary, require_root};
 
-use crate::{build, run::step, setup};
+use crate::{
+    build,
+    run::{show, step},
+    setup,
+};
 
 /// Where the pictures go, below the workspace.
 const FOLDER: &str = "docs/images";
@@ -77,12 +81,46 @@ pub fn run(_: Args) -> Result<()> {
         tmux.resize(columns, lines)?;
         // Drawn anew, and then with what has come meanwhile.
         thread::sleep(Duration::from_secs(3));
-        let path = folder.join(format!("top-{columns}x{lines}.svg"));
-        let picture = anstyle_svg::Term::new().render_svg(&tmux.coloured()?);
-        fs::write(&path, picture).with_context(|| format!("cannot write {}", path.display()))?;
-        step(format_args!("{FOLDER}/top-{columns}x{lines}.svg"));
+        let path = folder.join(format!("top-{columns}x{lines}.png"));
+        photograph(
+            &anstyle_svg::Term::new().render_svg(&tmux.coloured()?),
+            &path,
+        )?;
+        step(format_args!("{FOLDER}/top-{columns}x{lines}.png"));
     }
     Ok(())
+}
+
+/// Has a browser draw an SVG, whose look depends on the fonts that there are, as a PNG of
+/// its size. No test draws, so that setting up installs no browser.
+fn photograph(svg: &str, png: &Path) -> Result<()> {
+    let side = |name: &str| {
+        let value = svg
+            .split_once(&format!("{name}=\""))?
+            .1
+            .split_once("px\"")?
+            .0;
+        value.parse::<u32>().ok()
+    };
+    let (width, height) = side("width")
+        .zip(side("height"))
+        .context("the picture has no size")?;
+    let dir = Workdir::new()?;
+    let page = dir.path().join("top.svg");
+    fs::write(&page, svg)?;
+    show(
+        Command::new("chromium")
+            .args(["--headless", "--no-sandbox", "--disable-gpu"])
+            .args(["--disable-background-networking", "--disable-sync"])
+            .arg(format!(
+                "--user-data-dir={}",
+                dir.path().join("browser").display()
+            ))
+            .arg(format!("--window-size={width},{height}"))
+            .arg(format!("--screenshot={}", png.display()))
+            .arg(page),
+    )
+    .context("this needs a browser: apt-get install chromium")
 }
 
 /// Pings that go on until the value is dropped.

@@ -331,6 +331,8 @@ impl Shape {
                     let sign = if chosen { '>' } else { ' ' };
                     Cell::new(format!("{sign} {}", machine.name))
                 }
+                // The chosen row is reversed, in which colours would be patches.
+                Column::State if chosen => Cell::new(machine.state),
                 Column::State => Cell::new(machine.state).style(match machine.state {
                     "up" => Color::Green,
                     _ => Color::Yellow,
@@ -346,7 +348,12 @@ impl Shape {
             });
         }
         if self.trend {
-            cells.push(Cell::new(bars(machine, trend)).style(Color::Cyan));
+            let bars = Cell::new(bars(machine, trend));
+            cells.push(if chosen {
+                bars
+            } else {
+                bars.style(Color::Cyan)
+            });
         }
         if self.addresses {
             cells.push(Cell::new(addresses(machine, 44)));
