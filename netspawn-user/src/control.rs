@@ -24,7 +24,7 @@ use crate::{
     net::namespace,
     outcome::Usage,
     output::AgentReport,
-    source::{Registered, Source},
+    source::{Registered, Source, engine},
 };
 
 /// How long a command waits for another command to end.
@@ -234,6 +234,7 @@ impl RunDir {
         let _ = fs::remove_file(self.sources_file());
         let _ = fs::remove_file(self.socket());
         let _ = fs::remove_file(self.lock_file());
+        let _ = fs::remove_dir_all(engine::folder(&self.folder));
         let _ = fs::remove_dir(self.folder.join("machines"));
         let _ = fs::remove_dir(&self.folder);
     }

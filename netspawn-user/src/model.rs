@@ -15,6 +15,14 @@ pub enum SourceKind {
     Config,
     /// `[X-Netspawn]` in `NAME.nspawn`.
     Nspawn,
+    /// A container of Docker.
+    Docker,
+    /// An instance of Incus or LXD.
+    Incus,
+    /// A domain of libvirt.
+    Libvirt,
+    /// A container that the CNI plugin has connected.
+    Cni,
     /// Host routes and proxy neighbors of the kernel.
     Kernel,
 }
@@ -26,6 +34,10 @@ impl SourceKind {
             SourceKind::Run => "run",
             SourceKind::Config => "config",
             SourceKind::Nspawn => "nspawn",
+            SourceKind::Docker => "docker",
+            SourceKind::Incus => "incus",
+            SourceKind::Libvirt => "libvirt",
+            SourceKind::Cni => "cni",
             SourceKind::Kernel => "kernel",
         }
     }

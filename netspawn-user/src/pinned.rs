@@ -96,6 +96,7 @@ impl DataPlane for Pinned<'_> {
                     &self.0.run_dir,
                     &run_dir.sources(),
                     &host,
+                    true,
                 );
                 let desired = plane.sync(&Wanted {
                     snapshot: &snapshot,

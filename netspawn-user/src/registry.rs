@@ -444,9 +444,9 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The port of a machine whose declaration names none: what machined says,
-    /// else the name that systemd-nspawn gives. As long as machined has not
-    /// told, a machine keeps the port that it holds.
+    /// The port of a machine whose declaration names none: what its engine or
+    /// machined says, else the name that systemd-nspawn gives. As long as machined
+    /// has not told, a machine keeps the port that it holds.
     fn default_port(
         &self,
         declaration: &Declaration,
@@ -454,6 +454,9 @@ impl<'a> Resolver<'a> {
     ) -> Option<&'a Link> {
         let Inputs { snapshot, host, .. } = self.inputs;
         let name = &declaration.name;
+        if let Some(placed) = snapshot.placed.get(name) {
+            return host.links.get(&(*placed)?);
+        }
         if let Some(ifindex) = snapshot.registered.ports.get(name) {
             return host.links.get(ifindex);
         }

@@ -45,7 +45,7 @@ use crate::{
         observe::Observer,
     },
     registry::{Desired, MachineState},
-    source::{Snapshot, Source, Sources, Watcher, machined::Machined},
+    source::{Snapshot, Source, Sources, Watcher, engine::Engines, machined::Machined},
 };
 
 /// How often next hops are renewed and attachments looked at.
@@ -87,6 +87,8 @@ pub struct Agent {
     plane: Plane,
     sources: Sources,
     machined: Option<Machined>,
+    /// `None` once nothing is attached any more.
+    engines: Option<Engines>,
     snapshot: Snapshot,
     policy: Policy,
     run_dir: RunDir,
@@ -157,6 +159,7 @@ impl Agent {
             plane,
             sources: Sources::new(&global.config_dir, &global.run_dir, enabled.iter().copied()),
             machined,
+            engines: Some(Engines::follow(&global.run_dir, enabled)),
             snapshot: Snapshot::default(),
             policy,
             run_dir: RunDir::new(&global.run_dir),
@@ -233,6 +236,7 @@ impl Agent {
                     Event::Files
                 }
                 () = machined_changed(&mut self.machined) => Event::Machined,
+                () = engines_changed(&mut self.engines) => Event::Files,
                 _ = tick.tick() => Event::Tick,
                 () = until(retry) => Event::Retry,
                 () = until(self.announcements.next().map(Instant::from_std)) => Event::Announce,
@@ -309,6 +313,7 @@ impl Agent {
         if let Some(machined) = &mut self.machined {
             self.snapshot.registered = machined.registered(self.observer.host());
         }
+        self.snapshot.placed = self.sources.placed(self.observer.host());
         let started = std::time::Instant::now();
         let result = self.plane.sync(&Wanted {
             snapshot: &self.snapshot,
@@ -388,6 +393,13 @@ impl Agent {
 async fn machined_changed(machined: &mut Option<Machined>) {
     match machined {
         Some(machined) => machined.changed().await,
+        None => future::pending().await,
+    }
+}
+
+async fn engines_changed(engines: &mut Option<Engines>) {
+    match engines {
+        Some(engines) => engines.changed().await,
         None => future::pending().await,
     }
 }

@@ -58,6 +58,7 @@ impl Agent {
                 if self.plane.uplink_names().is_empty() {
                     // Their socket may be in there.
                     self.metrics = None;
+                    self.engines = None;
                     self.run_dir.clear();
                     self.end = Some("its last uplink was detached");
                 }

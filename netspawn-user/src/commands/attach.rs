@@ -206,7 +206,13 @@ fn attach(
     uplinks: &[(&Link, Mode)],
 ) -> Result<(Plane, registry::Desired, Vec<String>)> {
     let sizes = sizes(global, args, config, settings);
-    let snapshot = source::now(&global.config_dir, &global.run_dir, &settings.sources, host);
+    let snapshot = source::now(
+        &global.config_dir,
+        &global.run_dir,
+        &settings.sources,
+        host,
+        true,
+    );
     let mut plane = Plane::load(&global.bpf_dir, sizes, args.log_programs)?;
     let desired = plane.attach(
         uplinks,
@@ -288,7 +294,13 @@ fn dry_run(
     host: &Host,
     uplinks: &[(&Link, Mode)],
 ) -> Result<Outcome> {
-    let snapshot = source::now(&global.config_dir, &global.run_dir, &settings.sources, host);
+    let snapshot = source::now(
+        &global.config_dir,
+        &global.run_dir,
+        &settings.sources,
+        host,
+        false,
+    );
     let mut plane = Plane::open(&global.bpf_dir)?;
     let attached = match &mut plane {
         Some(plane) => plane.attached()?,

@@ -48,7 +48,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
         Ok(Some(mut plane)) => {
             let host = Host::dump().context("cannot read the host's network")?;
             let enabled = run_dir.sources();
-            let snapshot = source::now(&global.config_dir, &global.run_dir, &enabled, &host);
+            let snapshot = source::now(&global.config_dir, &global.run_dir, &enabled, &host, false);
             let policy = Config::load(&global.config_dir)
                 .map(|config| config.policy)
                 .unwrap_or_default();

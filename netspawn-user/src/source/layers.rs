@@ -71,6 +71,16 @@ impl Layers {
         self.machines.entry(name).or_default().push(layer);
     }
 
+    /// Whether a source of that rank names a machine.
+    pub fn names(&self, name: &str, kind: SourceKind) -> bool {
+        let unusable = self.unusable.get(name).map(|(kind, _)| *kind);
+        let named = self.machines.get(name).into_iter().flatten();
+        named
+            .map(|layer| layer.kind)
+            .chain(unusable)
+            .any(|other| other == kind)
+    }
+
     /// A machine is named by a file that cannot be used, so that it keeps what
     /// it holds.
     pub fn unusable(

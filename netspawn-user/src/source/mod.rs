@@ -1,8 +1,13 @@
 //! Where declarations of machines, and their links, come from.
 
+mod cni;
+mod docker;
+pub mod engine;
 mod files;
+mod incus;
 pub mod kernel;
 mod layers;
+mod libvirt;
 pub mod machined;
 mod nspawn;
 mod watch;
@@ -25,7 +30,13 @@ pub use nspawn::parse as parse_nspawn;
 pub(crate) use nspawn::syntax;
 pub use watch::Watcher;
 
-use self::{files::Files, kernel::Kernel, layers::Layers, nspawn::NspawnFiles};
+use self::{
+    engine::{Machine, Places, Taken},
+    files::Files,
+    kernel::Kernel,
+    layers::Layers,
+    nspawn::NspawnFiles,
+};
 use crate::{
     model::{Declaration, Host, SourceKind},
     problem::{Fault, Problem, did_you_mean},
@@ -41,22 +52,44 @@ pub enum Source {
     Nspawn,
     /// Links of the machines that systemd-machined knows.
     Machined,
+    /// Containers of Docker.
+    Docker,
+    /// Containers and virtual machines of Incus or LXD.
+    Incus,
+    /// Virtual machines of libvirt.
+    Libvirt,
+    /// Containers that the CNI plugin has connected: containerd, podman, Kubernetes.
+    Cni,
     /// Host routes to ports, as routed setups make them, and proxy neighbors.
     Kernel,
 }
 
 impl Source {
     /// All there are.
-    pub const ALL: [Source; 4] = [
+    pub const ALL: [Source; 8] = [
         Source::Files,
         Source::Nspawn,
         Source::Machined,
+        Source::Docker,
+        Source::Incus,
+        Source::Libvirt,
+        Source::Cni,
         Source::Kernel,
     ];
-    /// Those used where none is named. What the kernel has is left out: on a
-    /// host with other routed setups, such as a Kubernetes node, it would claim
+    /// Those that are engines, in order of rank.
+    pub const ENGINES: [Source; 4] = [Source::Docker, Source::Incus, Source::Libvirt, Source::Cni];
+    /// Those used where none is named; an engine that is not there is no error. What
+    /// the kernel has is left out: on a host with other routed setups it would claim
     /// what is not meant for it.
-    pub const DEFAULT: [Source; 3] = [Source::Files, Source::Nspawn, Source::Machined];
+    pub const DEFAULT: [Source; 7] = [
+        Source::Files,
+        Source::Nspawn,
+        Source::Machined,
+        Source::Docker,
+        Source::Incus,
+        Source::Libvirt,
+        Source::Cni,
+    ];
 
     /// The name.
     pub const fn name(self) -> &'static str {
@@ -64,7 +97,25 @@ impl Source {
             Source::Files => "files",
             Source::Nspawn => "nspawn",
             Source::Machined => "machined",
+            Source::Docker => "docker",
+            Source::Incus => "incus",
+            Source::Libvirt => "libvirt",
+            Source::Cni => "cni",
             Source::Kernel => "kernel",
+        }
+    }
+
+    /// The rank of what it declares. Files are of two ranks, and machined declares
+    /// nothing: theirs is that of the one they are closest to.
+    const fn kind(self) -> SourceKind {
+        match self {
+            Source::Files => SourceKind::Config,
+            Source::Nspawn | Source::Machined => SourceKind::Nspawn,
+            Source::Docker => SourceKind::Docker,
+            Source::Incus => SourceKind::Incus,
+            Source::Libvirt => SourceKind::Libvirt,
+            Source::Cni => SourceKind::Cni,
+            Source::Kernel => SourceKind::Kernel,
         }
     }
 }
@@ -100,6 +151,9 @@ pub struct Snapshot {
     pub problems: Vec<Problem>,
     /// What machined says of links.
     pub registered: Registered,
+    /// Ports of the machines that engines run, by machine; `None` for one that has
+    /// none yet.
+    pub placed: BTreeMap<String, Option<u32>>,
 }
 
 /// What systemd-machined says of the links of machines.
@@ -129,9 +183,24 @@ impl Snapshot {
     }
 }
 
-/// Declarations and links as they are now, for who does not follow them.
-pub fn now(config_dir: &Path, run_dir: &Path, enabled: &BTreeSet<Source>, host: &Host) -> Snapshot {
+/// Declarations and links as they are now, for who does not follow them. What engines
+/// say is kept for who does not ask them, unless nothing is to be changed.
+pub fn now(
+    config_dir: &Path,
+    run_dir: &Path,
+    enabled: &BTreeSet<Source>,
+    host: &Host,
+    keep: bool,
+) -> Snapshot {
     let mut sources = Sources::new(config_dir, run_dir, enabled.iter().copied());
+    sources.asked = engine::ask(enabled);
+    if keep {
+        for (source, machines) in &sources.asked {
+            if let Err(error) = engine::keep(run_dir, *source, machines) {
+                tracing::warn!("cannot keep what {} says: {error}", source.name());
+            }
+        }
+    }
     let mut snapshot = sources.read(host);
     if enabled.contains(&Source::Machined) {
         snapshot.registered = machined::now(host);
@@ -151,6 +220,10 @@ pub struct Sources {
     files: Files,
     nspawn: NspawnFiles,
     kernel: Kernel,
+    run_dir: PathBuf,
+    /// What engines have just said; else what is kept counts.
+    asked: BTreeMap<Source, Vec<Machine>>,
+    places: Places,
     last_good: BTreeMap<String, Declaration>,
 }
 
@@ -166,6 +239,9 @@ impl Sources {
             files: Files::new(config_dir, run_dir),
             nspawn: NspawnFiles::new(),
             kernel: Kernel::default(),
+            run_dir: run_dir.to_owned(),
+            asked: BTreeMap::new(),
+            places: Places::default(),
             last_good: BTreeMap::new(),
         }
     }
@@ -184,6 +260,9 @@ impl Sources {
         if self.enabled.contains(&Source::Nspawn) {
             folders.extend(self.nspawn.folders());
         }
+        if self.enabled.contains(&Source::Cni) {
+            folders.push(cni::folder(&self.run_dir));
+        }
         folders
     }
 
@@ -197,6 +276,7 @@ impl Sources {
         if self.enabled.contains(&Source::Nspawn) {
             self.nspawn.read(&mut layers);
         }
+        self.read_engines(&mut layers);
         if self.enabled.contains(&Source::Kernel) {
             self.kernel.read(host, &mut layers);
         }
@@ -207,6 +287,34 @@ impl Sources {
             }
         }
         self.last_good = snapshot.declarations.clone();
+        snapshot.placed = self.placed(host);
         snapshot
+    }
+
+    /// [`Snapshot::placed`], of the machines that were last read.
+    pub fn placed(&mut self, host: &Host) -> BTreeMap<String, Option<u32>> {
+        self.places.ports(host)
+    }
+
+    fn read_engines(&mut self, layers: &mut Layers) {
+        let mut taken = Taken::default();
+        let mut places = Vec::new();
+        for source in Source::ENGINES {
+            if !self.enabled.contains(&source) {
+                continue;
+            }
+            let machines = match self.asked.get(&source) {
+                Some(machines) => Ok(machines.clone()),
+                None if source == Source::Cni => cni::read(&self.run_dir),
+                None => engine::read(&self.run_dir, source),
+            };
+            match machines {
+                Ok(machines) => places.extend(engine::lay(source, machines, &mut taken, layers)),
+                Err(problem) => {
+                    layers.unlisted(source.kind(), problem.path.clone(), problem);
+                }
+            }
+        }
+        self.places.set(places);
     }
 }

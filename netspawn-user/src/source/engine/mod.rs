@@ -1,0 +1,178 @@
+//! Engines: programs that run machines on this host and can be asked about them.
+//!
+//! What an engine last said is kept in `RUNDIR/engines/SOURCE.json`, which is all that
+//! is ever read: by the agent, by commands, and by an agent that starts while the
+//! engine is away, whose machines run on.
+
+mod follow;
+mod names;
+mod places;
+mod record;
+pub(super) mod socket;
+
+use std::{fmt, path::PathBuf};
+
+use anyhow::Result;
+use ipnet::IpNet;
+use netspawn_ebpf::wire::Mac;
+use serde::{Deserialize, Serialize};
+
+pub use self::{follow::Engines, record::folder};
+pub(super) use self::{
+    follow::ask,
+    names::Taken,
+    places::Places,
+    record::{keep, read},
+};
+use super::{
+    Source,
+    layers::{Keys, Layer, Layers},
+};
+use crate::problem::Fault;
+
+/// Something that runs machines, while it can be asked.
+///
+/// Level-triggered: [`Engine::changed`] says only that something may differ, and what
+/// does follows from the next [`Engine::machines`]. Any error ends the value; a new
+/// one is opened then, and what was last said holds until that one has listed.
+///
+/// `libvirt.rs` is the smallest one.
+pub trait Engine: Sized + Send + 'static {
+    /// The source that it is.
+    const SOURCE: Source;
+
+    /// Reaches the engine. What changes from now on is told.
+    ///
+    /// # Errors
+    /// When it is not there or does not answer. An [`std::io::Error`] of the kind
+    /// `NotFound` says that it is not installed, or not started.
+    fn open() -> impl Future<Output = Result<Self>> + Send;
+
+    /// All machines that run now.
+    ///
+    /// # Errors
+    /// When the engine does not say.
+    fn machines(&mut self) -> impl Future<Output = Result<Vec<Machine>>> + Send;
+
+    /// Waits until machines may have changed since they were last listed. Dropping the
+    /// future loses nothing.
+    ///
+    /// # Errors
+    /// When the engine is gone.
+    fn changed(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// A machine, or one interface of a machine with several, as an engine has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The engine's name for it; for a second interface `NAME.INTERFACE`. It need not
+    /// be one that a machine can have here.
+    pub name: String,
+    /// What it is to the engine, for messages: `container web`.
+    pub origin: String,
+    /// Prefixes without host bits that the engine's administrator gave it. Without
+    /// any it is served only if a file declares them.
+    pub addresses: Vec<IpNet>,
+    /// Tenant, never empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Link-layer address of its end, where its port cannot tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    /// Where its port is found.
+    pub place: Place,
+    /// What is wrong with what the engine has of it. With any, the machine keeps what
+    /// it holds and gets nothing new.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Wrong>,
+}
+
+/// Where a machine's port is found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// The host's link of that name.
+    Link(String),
+    /// The host's end of a link that leads into a network namespace.
+    Namespace {
+        /// The namespace: a file in nsfs, as `/proc/PID/ns/net`.
+        path: PathBuf,
+        /// Link-layer address of the machine's end, which tells several links apart.
+        mac: Option<Mac>,
+        /// Name of the machine's end, which tells several links apart.
+        interface: Option<String>,
+    },
+}
+
+/// A [`Fault`] in what an engine has of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wrong {
+    /// The label, key or element.
+    pub field: String,
+    /// What is wrong and what was expected.
+    pub message: String,
+    /// What to do next.
+    pub remedy: String,
+}
+
+impl Wrong {
+    /// A fault in that field.
+    pub fn new(field: &str, fault: Fault) -> Self {
+        Wrong {
+            field: field.to_owned(),
+            message: fault.message,
+            remedy: fault.remedy,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Link(name) => f.write_str(name),
+            Place::Namespace { path, .. } => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Adds what an engine says to what other sources say. Returns where each of its
+/// machines is found, by the name that it has here.
+pub(super) fn lay(
+    source: Source,
+    machines: Vec<Machine>,
+    taken: &mut Taken,
+    layers: &mut Layers,
+) -> Vec<(String, Place)> {
+    let kind = source.kind();
+    let mut places = Vec::with_capacity(machines.len());
+    for machine in machines {
+        let name = taken.name(&machine.name, source, layers);
+        let path = PathBuf::from(format!("{} {}", source.name(), machine.origin));
+        places.push((name.clone(), machine.place));
+        if !machine.faults.is_empty() {
+            let problems = machine.faults.into_iter().map(|wrong| {
+                Fault::new(wrong.message, wrong.remedy).at(&path, None, Some(&wrong.field))
+            });
+            let problems = problems.collect();
+            layers.unusable(name, kind, path, problems);
+            continue;
+        }
+        if machine.addresses.is_empty() {
+            continue;
+        }
+        layers.add(
+            name,
+            Layer {
+                kind,
+                path,
+                keys: Keys {
+                    addresses: Some(machine.addresses),
+                    tenant: machine.tenant,
+                    mac: machine.mac,
+                    ..Keys::default()
+                },
+            },
+        );
+    }
+    places
+}

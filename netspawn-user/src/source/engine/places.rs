@@ -1,0 +1,121 @@
+//! From the places of machines to the ports that are there.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+};
+
+use super::Place;
+use crate::{
+    model::{Host, Link},
+    net::{namespace, netlink::Netlink, read},
+};
+
+/// Where engines' machines are, and the ports that were found there.
+#[derive(Default)]
+pub struct Places {
+    places: Vec<(String, Place)>,
+    /// ifindex of the port and id of the namespace behind it, by machine. It holds as
+    /// long as that link leads to a namespace of that id: neither is given to another
+    /// while both exist.
+    found: HashMap<String, (Place, u32, i32)>,
+}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Places")
+            .field("machines", &self.places.len())
+            .finish()
+    }
+}
+
+impl Places {
+    /// Machines and their places from now on.
+    pub fn set(&mut self, places: Vec<(String, Place)>) {
+        self.places = places;
+    }
+
+    /// ifindex of each machine's port among the host's links, `None` while there is
+    /// none.
+    pub fn ports(&mut self, host: &Host) -> BTreeMap<String, Option<u32>> {
+        if self.places.is_empty() {
+            self.found.clear();
+            return BTreeMap::new();
+        }
+        let by_name: HashMap<&str, u32> = host
+            .links
+            .values()
+            .map(|link| (link.name.as_str(), link.ifindex))
+            .collect();
+        let mut inside: HashMap<i32, Vec<&Link>> = HashMap::new();
+        for link in host.links.values() {
+            if let Some(id) = link.peer.and_then(|peer| peer.netnsid) {
+                inside.entry(id).or_default().push(link);
+            }
+        }
+        let mut before = std::mem::take(&mut self.found);
+        let mut netlink = None;
+        let mut ports = BTreeMap::new();
+        for (name, place) in &self.places {
+            let port = match place {
+                Place::Link(link) => by_name.get(link.as_str()).copied(),
+                Place::Namespace { .. } => {
+                    let known = before.remove(name).filter(|(old, ifindex, id)| {
+                        let link = host.links.get(ifindex);
+                        let leads = link.and_then(|link| link.peer?.netnsid);
+                        old == place && leads == Some(*id)
+                    });
+                    let found = match known {
+                        Some((_, ifindex, id)) => Some((ifindex, id)),
+                        None => look(place, &inside, &mut netlink),
+                    };
+                    if let Some((ifindex, id)) = found {
+                        self.found
+                            .insert(name.clone(), (place.clone(), ifindex, id));
+                    }
+                    found.map(|(ifindex, _)| ifindex)
+                }
+            };
+            ports.insert(name.clone(), port);
+        }
+        ports
+    }
+}
+
+/// The link into a namespace, and the namespace's id.
+fn look(
+    place: &Place,
+    inside: &HashMap<i32, Vec<&Link>>,
+    netlink: &mut Option<Netlink>,
+) -> Option<(u32, i32)> {
+    let Place::Namespace {
+        path,
+        mac,
+        interface,
+    } = place
+    else {
+        return None;
+    };
+    if netlink.is_none() {
+        *netlink = Netlink::open()
+            .inspect_err(|error| tracing::debug!("cannot look for links: {error}"))
+            .ok();
+    }
+    let netlink = netlink.as_mut()?;
+    let id = namespace::id_of_file(netlink, File::open(path).ok()?)?;
+    let links = inside.get(&id)?.as_slice();
+    let by_mac = |link: &&&Link| mac.is_some() && link.peer.and_then(|peer| peer.mac) == *mac;
+    let link = match links {
+        [only] => only,
+        _ => match links.iter().find(by_mac) {
+            Some(link) => link,
+            None => links.iter().find(|link| {
+                let name = link
+                    .peer
+                    .and_then(|peer| read::peer_name(netlink, peer.ifindex, id));
+                name.is_some() && name == *interface
+            })?,
+        },
+    };
+    Some((link.ifindex, id))
+}
