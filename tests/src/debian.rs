@@ -116,7 +116,7 @@ impl Drop for Apt {
 }
 
 /// Debian's archive as this machine's own apt sources name it.
-fn mirror() -> Result<String> {
+pub fn mirror() -> Result<String> {
     let listed = run(Command::new("apt-get").args([
         "indextargets",
         "--format",

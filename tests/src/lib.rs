@@ -37,7 +37,7 @@
 //! - [`Agent`]: a running `attach`; [`Attached`]: a lab with one, in a [`Mode`].
 //!   [`Process`]: any other process.
 //! - [`SystemdHost`]: a booted systemd host in a box with real nspawn machines
-//!   ([`Nspawn`]).
+//!   ([`Nspawn`]); [`SystemdHost::with`] a [`Kit`], one with an engine.
 //! - [`Guest`]: another kernel, which runs a script and ends.
 //! - [`Snapshot`]: the state of the host, for "as before".
 //! - [`Capture`]: every frame on an interface; [`send_frame`]: a frame by hand
@@ -91,7 +91,7 @@ pub use lab::{
 };
 pub use nix::sys::signal::Signal;
 pub use ns::{Ns, forget, refuse_root_namespace, require_root};
-pub use nspawn::{Nspawn, SystemdHost};
+pub use nspawn::{Kit, Nspawn, SystemdHost};
 pub use pinging::{PING_INTERVAL, Pinging};
 pub use snapshot::{Snapshot, interfaces};
 pub use tmux::Tmux;

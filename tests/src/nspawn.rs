@@ -4,6 +4,7 @@
 //! that stays as it is: what the box writes goes to memory. It may set nothing of the
 //! machine's own: all of /proc/sys but its own network is read-only to it.
 
+mod kit;
 mod root;
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
+pub use self::kit::Kit;
 use crate::{
     agent::Mode,
     bpf::accept_xdp,
@@ -53,20 +55,37 @@ impl SystemdHost {
     /// Boots the box; makes it first, once, which takes a minute or two.
     pub fn boot() -> Result<Self> {
         // The box runs a program built here, so it is of this machine's release.
-        Self::boot_release(&root::codename()?, Some(&binary()?))
+        Self::boot_root(&root::cached(&root::codename()?)?, Some(&binary()?), &[])
+    }
+
+    /// Boots a box with an engine in it, which may make containers of its own. None of
+    /// what it came with has been started.
+    pub fn with(kit: &Kit) -> Result<Self> {
+        let mut options = vec!["--system-call-filter=@keyring".to_owned()];
+        for device in ["/dev/net/tun", "/dev/fuse", "/dev/kmsg"] {
+            if Path::new(device).exists() {
+                options.push(format!("--bind={device}"));
+            }
+        }
+        let system = Self::boot_root(&kit.cached(&root::codename()?)?, Some(&binary()?), &options)?;
+        system.shell(
+            "for group in /sys/fs/cgroup/*/; do mount -o remount,rw,bind \"$group\"; done
+            # Where engines lay images over each other, which the box's own root is.
+            mkdir -p /var/lib/engines && mount -t tmpfs engines /var/lib/engines",
+        )?;
+        Ok(system)
     }
 
     /// Boots a box of that release of Debian in which nothing of ours is installed.
     pub fn bare(suite: &str) -> Result<Self> {
-        let system = Self::boot_release(suite, None)?;
+        let system = Self::boot_root(&root::cached(suite)?, None, &[])?;
         // What programs are bound to in other boxes.
         system.run("rm /usr/bin/netspawn-xdp")?;
         Ok(system)
     }
 
-    fn boot_release(suite: &str, program: Option<&Path>) -> Result<Self> {
+    fn boot_root(cached: &Path, program: Option<&Path>, options: &[String]) -> Result<Self> {
         require_root()?;
-        let cached = root::cached(suite)?;
         let dir = Workdir::new()?;
         let machines = dir.folder("machines")?;
         let net = Ns::new("net")?;
@@ -90,6 +109,7 @@ impl SystemdHost {
             boot = boot.arg(format!("--bind-ro={program}:/usr/bin/netspawn-xdp"));
         }
         let mut process = boot
+            .args(options)
             // For systemd 256 and 257 where this machine has cgroups of the first version.
             .args(["--", "SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"])
             .start()?;

@@ -10,6 +10,7 @@ mod differential;
 mod dist;
 mod docs;
 mod ebpf;
+mod engines;
 mod fuzz;
 mod kernels;
 mod lab;

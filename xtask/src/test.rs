@@ -1,11 +1,13 @@
 //! `cargo xtask test`: the checks, then every test of the workspace.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
     build::{self, target_dir},
     ci::{self, cargo},
-    dist, fuzz, kernels, protocol,
+    dist, engines, fuzz, kernels, protocol,
     run::{read, show, step},
     setup,
 };
@@ -31,7 +33,7 @@ const TUTORIAL: &str = "tutorial";
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Suites to run alone, without the checks: `host`, `support`, `fuzz`, or a test target of the crate `tests`
+    /// Suites to run alone, without the checks: `host`, `support`, `fuzz`, or a test target of the crate `tests`; after `engines`, names of engines
     suites: Vec<String>,
 }
 
@@ -41,12 +43,17 @@ pub fn run(args: Args) -> Result<()> {
     let mut known = vec![HOST.to_owned(), SUPPORT.to_owned()];
     known.extend(privileged()?);
     known.push(FUZZ.to_owned());
-    if let Some(unknown) = args.suites.iter().find(|suite| !known.contains(suite)) {
+    let mut suites = args.suites;
+    let names = match suites.iter().position(|suite| suite == engines::SUITE) {
+        Some(at) => suites.split_off(at + 1),
+        None => Vec::new(),
+    };
+    if let Some(unknown) = suites.iter().find(|suite| !known.contains(suite)) {
         bail!("no suite `{unknown}`: there are {}", known.join(", "));
     }
     let mut failed = Vec::new();
-    let whole = args.suites.is_empty();
-    let suites = if args.suites.is_empty() {
+    let whole = suites.is_empty();
+    let suites = if whole {
         // A failed check does not hide what the tests say.
         if let Err(error) = ci::checks(toolchain.as_ref()) {
             eprintln!("error: {error:#}");
@@ -54,7 +61,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         known
     } else {
-        args.suites
+        suites
     };
     build::programs(false)?;
     protocol::start()?;
@@ -62,7 +69,12 @@ pub fn run(args: Args) -> Result<()> {
     let (kernels, protocol) = (named(KERNELS), protocol::RECORDING.into_iter().all(named));
     for suite in suites {
         step(format_args!("suite {suite}"));
-        if let Err(error) = run_suite(&suite) {
+        let result = if suite == engines::SUITE {
+            engines::run(&names, whole)
+        } else {
+            run_suite(&suite)
+        };
+        if let Err(error) = result {
             eprintln!("error: {error:#}");
             failed.push(suite);
         }
@@ -95,13 +107,7 @@ fn run_suite(suite: &str) -> Result<()> {
     if suite == FUZZ {
         return fuzz::short();
     }
-    let mut command = cargo();
-    command
-        .args(["test", "--no-fail-fast"])
-        // The suites start the program that `build::programs` made.
-        .env("NETSPAWN_XDP", target_dir().join("debug/netspawn-xdp"))
-        .env("NETSPAWN_PROTOCOL", protocol::record())
-        .env("NETSPAWN_KERNELS", kernels::record());
+    let mut command = command();
     if [PACKAGE, TUTORIAL].contains(&suite) {
         command.env("NETSPAWN_DEBS", dist::for_tests()?);
     }
@@ -123,6 +129,24 @@ fn run_suite(suite: &str) -> Result<()> {
         command.args(["--", &format!("--test-threads={threads}")]);
     }
     show(&mut command)
+}
+
+fn command() -> Command {
+    let mut command = cargo();
+    command
+        .args(["test", "--no-fail-fast"])
+        // The suites start the program that `build::programs` made.
+        .env("NETSPAWN_XDP", target_dir().join("debug/netspawn-xdp"))
+        .env("NETSPAWN_PROTOCOL", protocol::record())
+        .env("NETSPAWN_KERNELS", kernels::record());
+    command
+}
+
+/// The command that runs one test target of the crate `tests`.
+pub fn suite(name: &str) -> Command {
+    let mut command = command();
+    command.args(["--package", "netspawn-tests", "--test", name]);
+    command
 }
 
 /// The test targets of the crate `tests`, as cargo knows them.

@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::debian;
+
 /// Goes up when [`make_root`] makes something else, so that cached boxes are made anew.
 const RECIPE: u32 = 2;
 
@@ -27,17 +29,15 @@ const PACKAGES: &[&str] = &[
     "libnss-mymachines",
 ];
 
+/// Name of the cached box of a release.
+pub(super) fn folder(suite: &str) -> String {
+    format!("box-{suite}-{RECIPE}")
+}
+
 /// The cached box, made if there is none: folders `root` and `tiny`.
 pub(super) fn cached(suite: &str) -> Result<PathBuf> {
-    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
-        Some(path) => PathBuf::from(path),
-        None => std::env::home_dir()
-            .context("no home folder is known: set HOME or XDG_CACHE_HOME")?
-            .join(".cache"),
-    }
-    .join("netspawn-xdp");
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let path = cache.join(format!("box-{suite}-{RECIPE}"));
+    let cache = debian::cache()?;
+    let path = cache.join(folder(suite));
     // One maker at a time; the others find it made.
     let lock = File::create(cache.join(format!("box-{suite}.lock")))?;
     lock.lock()?;

@@ -1,0 +1,3 @@
+//! Real engines in booted hosts, one module each: `cargo xtask test engines NAME`.
+
+mod scenario;

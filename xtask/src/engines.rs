@@ -1,0 +1,129 @@
+//! `cargo xtask test engines [NAME…]`, and the table of results in `docs/engines.md`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    build::target_dir,
+    run::{read, show, step},
+    test::suite,
+};
+
+/// The suite.
+pub const SUITE: &str = "engines";
+
+const DOCUMENT: &str = "docs/engines.md";
+const BEGIN: &str = "<!-- recorded: engines -->\n";
+const END: &str = "<!-- end -->";
+const HEAD: &str = "| engine | version | shown | on |\n|---|---|---|---|\n";
+
+/// The modules of the suite, and whether they belong to a whole run: the others take
+/// long, and run on demand.
+const ENGINES: &[(&str, bool)] = &[];
+
+/// Where the suite records what it has shown: engine, version and words, with tabs.
+pub fn record() -> PathBuf {
+    target_dir().join("engines.tsv")
+}
+
+/// Runs those named, those of a whole run, or without a name all of them.
+///
+/// # Errors
+/// When one fails; the others are run first.
+pub fn run(names: &[String], whole: bool) -> Result<()> {
+    let known = || ENGINES.iter().map(|(name, _)| *name);
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !known().any(|other| other == **name))
+    {
+        let known: Vec<_> = known().collect();
+        bail!("no engine `{unknown}`: there are {}", known.join(", "));
+    }
+    let mut failed = Vec::new();
+    for (name, always) in ENGINES {
+        let named = names.iter().any(|other| other == name);
+        if !(named || names.is_empty() && (*always || !whole)) {
+            continue;
+        }
+        step(format_args!("suite {SUITE}: {name}"));
+        match fs::remove_file(record()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let mut command = suite(SUITE);
+        command.env("NETSPAWN_ENGINES", record()).args([
+            "--",
+            "--test-threads=1",
+            &format!("{name}::"),
+        ]);
+        if let Err(error) = show(&mut command) {
+            eprintln!("error: {error:#}");
+            failed.push(*name);
+        } else if !whole {
+            write(Path::new(DOCUMENT))?;
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Puts what was recorded into the document's table.
+fn write(document: &Path) -> Result<()> {
+    let Ok(recorded) = fs::read_to_string(record()) else {
+        return Ok(());
+    };
+    let text = fs::read_to_string(document)
+        .with_context(|| format!("cannot read {}", document.display()))?;
+    let date = read(Command::new("date").args(["--utc", "+%F"]))?;
+    let text = updated(&text, &recorded, date.trim())
+        .with_context(|| format!("{} has no `{}`", document.display(), BEGIN.trim()))?;
+    fs::write(document, text).with_context(|| format!("cannot write {}", document.display()))
+}
+
+/// The document with the rows of the engines recorded in place of their old ones.
+fn updated(text: &str, recorded: &str, date: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (old, after) = rest.split_once(END)?;
+    let mut rows: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for row in old.lines().skip(HEAD.lines().count()) {
+        let name = row.split('|').nth(1)?.trim();
+        rows.entry(name).or_default().push(row.to_owned());
+    }
+    let mut fresh: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for line in recorded.lines() {
+        let name = line.split('\t').next()?;
+        let row = format!("| {} | {date} |", line.replace('\t', " | "));
+        fresh.entry(name).or_default().push(row);
+    }
+    rows.extend(fresh);
+    let rows: String = rows.into_values().flatten().map(|row| row + "\n").collect();
+    Some(format!("{before}{BEGIN}{HEAD}{rows}{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_an_engine_are_replaced() {
+        let text = format!("a\n{BEGIN}{END}b\n");
+        let once = updated(&text, "docker\t20.10\t10 at once\n", "2026-01-01").unwrap();
+        let both = updated(&once, "incus\t6.0\tall\n", "2026-01-02").unwrap();
+        let again = updated(&both, "docker\t20.11\t11 at once\n", "2026-01-03").unwrap();
+        assert_eq!(
+            again,
+            format!(
+                "a\n{BEGIN}{HEAD}| docker | 20.11 | 11 at once | 2026-01-03 |\n\
+                 | incus | 6.0 | all | 2026-01-02 |\n{END}b\n"
+            )
+        );
+    }
+}
