@@ -186,7 +186,7 @@ pub struct AttachArgs {
     #[arg(long, value_enum, value_name = "MODE")]
     pub mode: Option<Mode>,
     /// Where machines are declared, separated by commas: files, nspawn,
-    /// machined, kernel [default: files,nspawn,machined]
+    /// machined, docker, incus, libvirt, cni, kernel [default: all but kernel]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub source: Option<Vec<Source>>,
     /// End after all is applied, rather than follow the machines
