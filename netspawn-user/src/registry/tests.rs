@@ -295,6 +295,20 @@ fn veth_with_both_ends_here_is_not_reached_through_its_peer() {
 }
 
 #[test]
+fn port_of_an_engines_machine_is_where_the_engine_says() {
+    let mut world = World::new();
+    world.declare("web", &["203.0.113.1"]);
+    world.link(7, "ve-web");
+    world.link(8, "veth1");
+    world.snapshot.placed.insert("web".to_owned(), Some(8));
+    assert_eq!(world.settle().machine("web").ifindex, Some(8));
+    // The link is gone, and neither a name nor what the maps hold stands in for it.
+    world.host.links.remove(&8);
+    world.snapshot.placed.insert("web".to_owned(), None);
+    assert_eq!(world.resolve().machine("web").ifindex, None);
+}
+
+#[test]
 fn uplinks_and_loopback_are_no_ports() {
     let mut world = World::new();
     world.declare("a", &["203.0.113.1"]).interface = Some("eth0".to_owned());

@@ -299,6 +299,7 @@ impl Sources {
     fn read_engines(&mut self, layers: &mut Layers) {
         let mut taken = Taken::default();
         let mut places = Vec::new();
+        let mut complete = true;
         for source in Source::ENGINES {
             if !self.enabled.contains(&source) {
                 continue;
@@ -311,10 +312,13 @@ impl Sources {
             match machines {
                 Ok(machines) => places.extend(engine::lay(source, machines, &mut taken, layers)),
                 Err(problem) => {
+                    complete = false;
                     layers.unlisted(source.kind(), problem.path.clone(), problem);
                 }
             }
         }
-        self.places.set(places);
+        if complete {
+            self.places.set(places);
+        }
     }
 }

@@ -176,3 +176,6 @@ pub(super) fn lay(
     }
     places
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+use std::{collections::BTreeSet, fs};
+
+use super::*;
+use crate::{
+    model::{Host, Peer, SourceKind},
+    source::Sources,
+};
+
+fn machine(name: &str, addresses: &[&str]) -> Machine {
+    Machine {
+        name: name.to_owned(),
+        origin: format!("container {name}"),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        tenant: None,
+        mac: None,
+        place: Place::Link(format!("veth-{name}")),
+        faults: Vec::new(),
+    }
+}
+
+struct Dirs(tempfile::TempDir);
+
+impl Dirs {
+    fn new() -> Self {
+        Dirs(tempfile::tempdir().unwrap())
+    }
+
+    fn keep(&self, source: Source, machines: &[Machine]) {
+        keep(&self.0.path().join("run"), source, machines).unwrap();
+    }
+
+    fn declare(&self, name: &str, text: &str) {
+        let folder = self.0.path().join("etc/machines");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(format!("{name}.toml")), text).unwrap();
+    }
+
+    fn sources(&self) -> Sources {
+        let enabled = BTreeSet::from([Source::Files, Source::Docker, Source::Incus]);
+        let (etc, run) = (self.0.path().join("etc"), self.0.path().join("run"));
+        Sources::new(&etc, &run, enabled)
+    }
+}
+
+#[test]
+fn what_an_engine_said_is_declared_until_it_says_otherwise() {
+    let dirs = Dirs::new();
+    let mut sources = dirs.sources();
+    assert!(sources.read(&Host::default()).declarations.is_empty());
+    dirs.keep(Source::Docker, &[machine("web", &["203.0.113.2/32"])]);
+    let snapshot = sources.read(&Host::default());
+    assert_eq!(snapshot.declarations["web"].source, SourceKind::Docker);
+    assert_eq!(snapshot.placed["web"], None);
+    dirs.keep(Source::Docker, &[]);
+    let snapshot = sources.read(&Host::default());
+    assert!(snapshot.declarations.is_empty() && snapshot.placed.is_empty());
+    assert!(
+        !folder(&dirs.0.path().join("run"))
+            .join("docker.json")
+            .exists()
+    );
+}
+
+#[test]
+fn file_of_that_name_is_about_it() {
+    let dirs = Dirs::new();
+    dirs.declare("web", "addresses = [\"203.0.113.9\"]\ntenant = \"acme\"\n");
+    dirs.keep(
+        Source::Docker,
+        &[machine("web", &["203.0.113.2/32"]), machine("bare", &[])],
+    );
+    let mut host = Host::default();
+    host.links
+        .insert(7, crate::model::Link::ethernet(7, "veth-web"));
+    let snapshot = dirs.sources().read(&host);
+    let web = &snapshot.declarations["web"];
+    assert_eq!(web.addresses, ["203.0.113.9/32".parse().unwrap()]);
+    assert_eq!(web.tenant.as_deref(), Some("acme"));
+    assert_eq!(snapshot.placed["web"], Some(7));
+    assert!(!snapshot.declarations.contains_key("bare"));
+    assert!(snapshot.problems.is_empty());
+}
+
+#[test]
+fn same_name_in_two_engines_is_two_machines() {
+    let dirs = Dirs::new();
+    dirs.keep(Source::Incus, &[machine("web", &["203.0.113.3/32"])]);
+    dirs.keep(Source::Docker, &[machine("web", &["203.0.113.2/32"])]);
+    let snapshot = dirs.sources().read(&Host::default());
+    assert_eq!(snapshot.declarations["web"].source, SourceKind::Docker);
+    assert_eq!(snapshot.declarations["web.incus"].source, SourceKind::Incus);
+}
+
+#[test]
+fn fault_names_the_machine_and_takes_nothing_away() {
+    let dirs = Dirs::new();
+    let mut sources = dirs.sources();
+    dirs.keep(Source::Docker, &[machine("web", &["203.0.113.2/32"])]);
+    let before = sources.read(&Host::default());
+    let mut wrong = machine("web", &[]);
+    let fault = Fault::new("\"x\" is no address", "write 203.0.113.2");
+    wrong.faults = vec![Wrong::new("netspawn.addresses", fault)];
+    dirs.keep(Source::Docker, &[wrong]);
+    let after = sources.read(&Host::default());
+    assert_eq!(after.declarations, before.declarations);
+    assert_eq!(
+        after.problems[0].to_string(),
+        "docker container web: netspawn.addresses: \"x\" is no address; write 203.0.113.2"
+    );
+}
+
+#[test]
+fn file_that_is_damaged_takes_nothing_away() {
+    let dirs = Dirs::new();
+    let mut sources = dirs.sources();
+    dirs.keep(Source::Docker, &[machine("web", &["203.0.113.2/32"])]);
+    let before = sources.read(&Host::default());
+    fs::write(folder(&dirs.0.path().join("run")).join("docker.json"), "{").unwrap();
+    let after = sources.read(&Host::default());
+    assert_eq!(after.declarations, before.declarations);
+    assert_eq!(after.placed, before.placed);
+    assert_eq!(after.problems.len(), 1);
+}
+
+#[test]
+fn port_found_by_name_follows_the_link() {
+    let mut places = Places::default();
+    places.set(vec![("web".to_owned(), Place::Link("tap0".to_owned()))]);
+    let mut host = Host::default();
+    assert_eq!(places.ports(&host)["web"], None);
+    let mut link = crate::model::Link::ethernet(9, "tap0");
+    link.peer = Some(Peer {
+        ifindex: 2,
+        netnsid: None,
+        mac: None,
+    });
+    host.links.insert(9, link);
+    assert_eq!(places.ports(&host)["web"], Some(9));
+}
