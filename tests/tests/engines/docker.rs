@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{Kit, SystemdHost, ping, unreachable, wait_ping, wait_until};
 
-use crate::scenario::{
-    Engine, SOON, Wanted, agent, all_answer, kill_agent, report, shows, up,
-};
+use crate::scenario::{Engine, SOON, Wanted, agent, all_answer, kill_agent, report, shows, up};
 
 pub const KIT: Kit = Kit {
     name: "docker",
@@ -41,11 +39,9 @@ impl Docker {
         )?;
         system.install("")?;
         let docker = Docker { system };
-        docker.sh(
-            "mkdir -p /var/lib/engines/docker
+        docker.sh("mkdir -p /var/lib/engines/docker
             systemctl start docker
-            tar -C /tiny -c . | docker import - tiny",
-        )?;
+            tar -C /tiny -c . | docker import - tiny")?;
         Ok(docker)
     }
 
@@ -90,8 +86,7 @@ impl Docker {
     fn answers(&self, addresses: &[&str]) -> Result<()> {
         for address in addresses {
             let address: std::net::IpAddr = address.parse()?;
-            wait_ping(&self.system.net, address, SOON)
-                .with_context(|| report(&self.system))?;
+            wait_ping(&self.system.net, address, SOON).with_context(|| report(&self.system))?;
         }
         Ok(())
     }
@@ -152,5 +147,18 @@ fn network_driver_serves_containers() -> Result<()> {
     // The socket is the agent's.
     docker.system.run("netspawn-xdp detach")?;
     docker.sh("test ! -e /run/netspawn/docker.sock")?;
+    Ok(())
+}
+
+#[test]
+fn explore() -> Result<()> {
+    let docker = Docker::with_network("\"live-restore\": true,")?;
+    std::fs::write(
+        "/tmp/docker-explore",
+        docker.system.files().display().to_string(),
+    )?;
+    while !std::path::Path::new("/tmp/docker-stop").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
     Ok(())
 }
