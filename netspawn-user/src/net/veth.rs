@@ -34,18 +34,23 @@ impl Veth<'_> {
     /// When the kernel refuses, as with `EEXIST` for a name that is taken.
     pub fn create(&self, netlink: &mut Netlink) -> Result<(), Error> {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        let mut request = Request::new(libc::RTM_NEWLINK, flags, &ifinfomsg(0, 0, 0))
+        let request = Request::new(libc::RTM_NEWLINK, flags, &ifinfomsg(0, 0, 0))
             .text(libc::IFLA_IFNAME, self.name)
             .u32(libc::IFLA_MTU, self.mtu);
-        if !self.alias.is_empty() {
-            request = request.attr(libc::IFLA_IFALIAS, self.alias.as_bytes());
-        }
         netlink.apply(request.nest(libc::IFLA_LINKINFO, |info| {
             info.text(libc::IFLA_INFO_KIND, "veth")
                 .nest(libc::IFLA_INFO_DATA, |data| {
                     data.nest(VETH_INFO_PEER, |peer| self.peer(peer))
                 })
-        }))
+        }))?;
+        if self.alias.is_empty() {
+            return Ok(());
+        }
+        // The kernel takes it of links that are there alone.
+        let request = Request::new(libc::RTM_SETLINK, 0, &ifinfomsg(0, 0, 0))
+            .text(libc::IFLA_IFNAME, self.name)
+            .attr(libc::IFLA_IFALIAS, self.alias.as_bytes());
+        netlink.apply(request)
     }
 
     fn peer(&self, nest: Request) -> Request {

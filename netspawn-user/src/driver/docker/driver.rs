@@ -126,6 +126,10 @@ impl Driver {
             .with_context(|| format!("cannot read the link {name}; start the container again"))?;
         let gateways = alias.split(' ').filter_map(|word| word.parse().ok());
         let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = gateways.partition(IpAddr::is_ipv4);
+        ensure!(
+            !(v4.is_empty() && v6.is_empty()),
+            "the alias of the link {name} names no gateway; start the container again"
+        );
         let text = |of: &[IpAddr]| of.first().map_or(String::new(), IpAddr::to_string);
         answer(Joined {
             interface_name: InterfaceName {
@@ -134,6 +138,7 @@ impl Driver {
             },
             gateway: text(&v4),
             gateway_v6: text(&v6),
+            disable_gateway_service: true,
         })
     }
 

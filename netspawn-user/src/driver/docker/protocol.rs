@@ -69,6 +69,9 @@ pub struct Joined {
     pub gateway: String,
     #[serde(rename = "GatewayIPv6")]
     pub gateway_v6: String,
+    /// Without it, a container that has no default route by IPv4 gets a bridge of
+    /// Docker's as well.
+    pub disable_gateway_service: bool,
 }
 
 /// A link's name on the host, and what it is called after in the container.
