@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cli::Mode,
+    driver,
     event::Filter,
     metrics::Address,
     net::namespace,
@@ -233,6 +234,7 @@ impl RunDir {
         let _ = fs::remove_file(self.namespace_file());
         let _ = fs::remove_file(self.sources_file());
         let _ = fs::remove_file(self.socket());
+        let _ = fs::remove_file(driver::docker::socket(&self.folder));
         let _ = fs::remove_file(self.lock_file());
         let _ = fs::remove_dir_all(engine::folder(&self.folder));
         let _ = fs::remove_dir(self.folder.join("machines"));

@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod document;
+pub mod driver;
 pub mod event;
 pub mod explain;
 pub mod fields;

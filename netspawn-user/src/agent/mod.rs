@@ -36,6 +36,7 @@ use crate::{
         events::{Events, Report},
         plane::{Plane, Wanted},
     },
+    driver,
     metrics::{Listener, Metrics},
     model::Host,
     net::{
@@ -89,6 +90,8 @@ pub struct Agent {
     machined: Option<Machined>,
     /// `None` once nothing is attached any more.
     engines: Option<Engines>,
+    /// Docker's network driver.
+    docker: Option<driver::docker::Served>,
     snapshot: Snapshot,
     policy: Policy,
     run_dir: RunDir,
@@ -160,6 +163,10 @@ impl Agent {
             sources: Sources::new(&global.config_dir, &global.run_dir, enabled.iter().copied()),
             machined,
             engines: Some(Engines::follow(&global.run_dir, enabled)),
+            docker: enabled
+                .contains(&Source::Docker)
+                .then(|| serve_docker(global))
+                .flatten(),
             snapshot: Snapshot::default(),
             policy,
             run_dir: RunDir::new(&global.run_dir),
@@ -388,6 +395,12 @@ impl Agent {
             .context("cannot read the host's network")?;
         Ok(())
     }
+}
+
+fn serve_docker(global: &Global) -> Option<driver::docker::Served> {
+    driver::docker::Served::start(&global.run_dir, &global.bpf_dir)
+        .inspect_err(|error| tracing::error!("Docker's network driver is not served: {error:#}"))
+        .ok()
 }
 
 async fn machined_changed(machined: &mut Option<Machined>) {

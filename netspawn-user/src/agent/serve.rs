@@ -59,6 +59,7 @@ impl Agent {
                     // Their socket may be in there.
                     self.metrics = None;
                     self.engines = None;
+                    self.docker = None;
                     self.run_dir.clear();
                     self.end = Some("its last uplink was detached");
                 }

@@ -464,7 +464,9 @@ impl Plane {
                 refused.push(problem(error.to_string()));
             }
         }
-        let named = wanted.snapshot.registered.ports.values().copied();
+        let placed = wanted.snapshot.placed.values().flatten();
+        let registered = wanted.snapshot.registered.ports.values();
+        let named = registered.chain(placed).copied();
         let named = named.filter(|ifindex| self.state.ports.contains_key(ifindex));
         if let Err(error) = raise::raise(
             &self.pins,

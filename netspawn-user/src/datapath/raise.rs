@@ -3,6 +3,9 @@
 //! systemd-nspawn leaves the host's end of a machine's link down: networkd sets it
 //! up, by `80-container-ve.network`. Where that is masked or networkd does not run,
 //! the port is set up here, once: whoever sets it down later means it.
+//!
+//! Network drivers of ours leave ports down as well: nothing comes from one before it
+//! is guarded.
 
 use std::{collections::BTreeSet, fs, io, os::unix::fs::symlink, path::Path};
 

@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod observe;
 #[doc(hidden)]
 pub mod read;
+pub mod veth;
 pub mod xdp_ready;
 
 pub use netlink::Error;

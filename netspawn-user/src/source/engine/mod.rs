@@ -73,6 +73,10 @@ pub struct Machine {
     /// Prefixes without host bits that the engine's administrator gave it. Without
     /// any it is served only if a file declares them.
     pub addresses: Vec<IpNet>,
+    /// Prefixes that it may send from without owning them: those of its other
+    /// interfaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<IpNet>,
     /// Tenant, never empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
@@ -167,6 +171,7 @@ pub(super) fn lay(
                 path,
                 keys: Keys {
                     addresses: Some(machine.addresses),
+                    sources: Some(machine.sources).filter(|sources| !sources.is_empty()),
                     tenant: machine.tenant,
                     mac: machine.mac,
                     ..Keys::default()

@@ -11,6 +11,7 @@ fn machine(name: &str, addresses: &[&str]) -> Machine {
         name: name.to_owned(),
         origin: format!("container {name}"),
         addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        sources: Vec::new(),
         tenant: None,
         mac: None,
         place: Place::Link(format!("veth-{name}")),

@@ -1,0 +1,3 @@
+//! Network drivers: engines ask for links, and get them.
+
+pub mod docker;
