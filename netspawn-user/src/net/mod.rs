@@ -3,6 +3,7 @@
 pub mod announce;
 pub mod ethtool;
 pub mod firewall;
+pub mod interface;
 pub mod multicast;
 pub mod namespace;
 pub mod neighbor;
@@ -10,6 +11,7 @@ pub mod netlink;
 pub mod observe;
 #[doc(hidden)]
 pub mod read;
+pub mod veth;
 pub mod xdp_ready;
 
 pub use netlink::Error;
