@@ -25,7 +25,7 @@ const HEAD: &str = "| engine | version | shown | on |\n|---|---|---|---|\n";
 
 /// The modules of the suite, and whether they belong to a whole run: the others take
 /// long, and run on demand.
-const ENGINES: &[(&str, bool)] = &[];
+const ENGINES: &[(&str, bool)] = &[("containerd", true), ("podman", false)];
 
 /// Where the suite records what it has shown: engine, version and words, with tabs.
 pub fn record() -> PathBuf {

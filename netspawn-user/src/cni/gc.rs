@@ -2,7 +2,7 @@
 
 use super::{
     Call,
-    config::Valid,
+    attachment::Attachment,
     environment::Command,
     error::{Error, code},
     leftovers,
@@ -12,13 +12,13 @@ use super::{
 /// All is tried before a failure is told.
 pub fn run(call: &Call<'_>) -> Result<(), Error> {
     let config = call.config;
-    let is_valid = |valid: &Valid, container: &str, ifname: &str| {
-        valid.container == container && valid.ifname == ifname
-    };
-    let mut failed = leftovers::release_all(call, |one| {
+    let is_valid = |one: &Attachment| {
         let mut valid = config.valid.iter();
-        one.network == config.name
-            && !valid.any(|valid| is_valid(valid, &one.container, &one.ifname))
+        valid.any(|valid| one.is(&valid.container, &valid.ifname))
+    };
+    let mut failed = leftovers::release_all(call, |all| {
+        all.retain(|one| one.network == config.name && !is_valid(one));
+        Ok(())
     })?;
     call.host.settle();
     if let Some(ipam) = call.ipam(None) {

@@ -16,10 +16,14 @@ use super::{
 /// # Errors
 /// When nobody knows what there is.
 pub fn of_network(call: &Call<'_>, target: &Target) -> Result<(), Error> {
-    let network = call.host.network()?;
-    let failed = release_all(call, |one| {
-        one.is(&target.container, &target.ifname)
-            || one.network == call.config.name && !one.port.is_there(&network)
+    let failed = release_all(call, |all| {
+        // Read after the files, which are written once there is the link.
+        let network = call.host.network()?;
+        all.retain(|one| {
+            one.is(&target.container, &target.ifname)
+                || one.network == call.config.name && !one.port.is_there(&network)
+        });
+        Ok(())
     })?;
     for error in failed {
         tracing::warn!("{error}");
@@ -27,13 +31,13 @@ pub fn of_network(call: &Call<'_>, target: &Target) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives back what those had that are chosen. Returns what did not work.
+/// Gives back what those had that are chosen of all. Returns what did not work.
 ///
 /// # Errors
 /// When nobody knows what there is.
 pub fn release_all(
     call: &Call<'_>,
-    chosen: impl Fn(&Attachment) -> bool,
+    choose: impl FnOnce(&mut Vec<Attachment>) -> Result<(), Error>,
 ) -> Result<Vec<Error>, Error> {
     let run_dir = call.host.run_dir();
     let unknown = |error: &dyn std::fmt::Display| {
@@ -45,11 +49,9 @@ pub fn release_all(
         )
     };
     let _lock = attachment::lock(run_dir).map_err(|error| unknown(&error))?;
-    let all = attachment::list(run_dir).map_err(|error| unknown(&error))?;
-    let results = all
-        .iter()
-        .filter(|one| chosen(one))
-        .map(|one| release(call, one));
+    let mut chosen = attachment::list(run_dir).map_err(|error| unknown(&error))?;
+    choose(&mut chosen)?;
+    let results = chosen.iter().map(|one| release(call, one));
     Ok(results.filter_map(Result::err).collect())
 }
 

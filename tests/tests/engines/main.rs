@@ -1,3 +1,4 @@
 //! Real engines in booted hosts, one module each: `cargo xtask test engines NAME`.
 
+mod containerd;
 mod scenario;
