@@ -8,8 +8,8 @@ use super::scenario::{self, Engine, Wanted, report};
 
 const KIT: Kit = Kit {
     name: "containerd",
-    recipe: 2,
-    packages: &["containerd", "containernetworking-plugins", "procps"],
+    recipe: 1,
+    packages: &["containerd", "containernetworking-plugins"],
     backports: &[],
     script: "mkdir -p /opt/cni/bin /etc/cni/net.d
         ln -s /usr/lib/cni/* /opt/cni/bin/

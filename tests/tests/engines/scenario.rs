@@ -120,11 +120,11 @@ pub fn shows<E: Engine>(engine: &E) -> Result<()> {
 
     if E::LOSES_EVENTS {
         let pid = agent(system)?;
-        system.run(&format!("kill -STOP {pid}"))?;
+        system.shell(&format!("kill -STOP {pid}"))?;
         let gone: Vec<Wanted> = ten.drain(..3).collect();
         let come: Vec<Wanted> = (MANY..MANY + 2).map(Wanted::number).collect();
         let changed = engine.stop(&gone).and_then(|()| engine.start(&come));
-        system.run(&format!("kill -CONT {pid}"))?;
+        system.shell(&format!("kill -CONT {pid}"))?;
         changed?;
         ten.extend(come);
         all_answer(system, &ten)?;
@@ -171,7 +171,7 @@ pub fn agent(system: &SystemdHost) -> Result<u64> {
 /// Kills the agent; systemd starts it again.
 pub fn kill_agent(system: &SystemdHost) -> Result<()> {
     let pid = agent(system)?;
-    system.run(&format!("kill -KILL {pid}")).map(drop)
+    system.shell(&format!("kill -KILL {pid}")).map(drop)
 }
 
 /// What there is to know when something fails.
