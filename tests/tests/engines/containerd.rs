@@ -1,6 +1,11 @@
 //! containerd, whose client `ctr` runs CNI plugins: ADD for a container in the
 //! background, and DEL for none that is killed.
 
+mod chained;
+mod libcni;
+mod plugin;
+mod stale;
+
 use anyhow::{Context as _, Result};
 use netspawn_tests::{Kit, SystemdHost};
 
@@ -8,13 +13,29 @@ use super::scenario::{self, Engine, Wanted, report};
 
 const KIT: Kit = Kit {
     name: "containerd",
-    recipe: 1,
-    packages: &["containerd", "containernetworking-plugins"],
+    recipe: 3,
+    packages: &[
+        "containerd",
+        "containernetworking-plugins",
+        "golang-go",
+        // The reference library, called libcni.
+        "golang-github-appc-cni-dev",
+    ],
     backports: &[],
-    script: "mkdir -p /opt/cni/bin /etc/cni/net.d
+    script: concat!(
+        "cat > /tmp/libcni.go <<'END'\n",
+        include_str!("containerd/libcni.go"),
+        "END
+        cd /tmp
+        HOME=/tmp CGO_ENABLED=0 GO111MODULE=off GOPATH=/usr/share/gocode \\
+            go build -o /usr/bin/libcni libcni.go
+        apt-get -q purge -y --autoremove golang-go golang-github-appc-cni-dev
+        rm -r /tmp/*
+        mkdir -p /opt/cni/bin /etc/cni/net.d
         ln -s /usr/lib/cni/* /opt/cni/bin/
         ln -s /usr/bin/netspawn-xdp /usr/lib/cni/netspawn-cni
         ln -s /usr/bin/netspawn-xdp /opt/cni/bin/netspawn-cni",
+    ),
 };
 
 struct Containerd {
