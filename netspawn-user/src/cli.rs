@@ -37,6 +37,10 @@ pub struct Cli {
     pub command: Command,
 }
 
+const CONFIG_DIR: &str = "/etc/netspawn";
+const RUN_DIR: &str = "/run/netspawn";
+const BPF_DIR: &str = "/sys/fs/bpf/netspawn";
+
 /// Options of all commands.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
@@ -46,7 +50,7 @@ pub struct Global {
         long,
         global = true,
         value_name = "DIR",
-        default_value = "/etc/netspawn"
+        default_value = CONFIG_DIR
     )]
     pub config_dir: PathBuf,
     /// Folder of what does not outlive a reboot, such as what `add` declares
@@ -54,7 +58,7 @@ pub struct Global {
         long,
         global = true,
         value_name = "DIR",
-        default_value = "/run/netspawn"
+        default_value = RUN_DIR
     )]
     pub run_dir: PathBuf,
     /// Folder on a bpffs, for maps and programs
@@ -62,7 +66,7 @@ pub struct Global {
         long,
         global = true,
         value_name = "DIR",
-        default_value = "/sys/fs/bpf/netspawn"
+        default_value = BPF_DIR
     )]
     pub bpf_dir: PathBuf,
     /// Print data as JSON
@@ -80,6 +84,19 @@ pub struct Global {
     /// Say more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+impl Default for Global {
+    fn default() -> Self {
+        Global {
+            config_dir: CONFIG_DIR.into(),
+            run_dir: RUN_DIR.into(),
+            bpf_dir: BPF_DIR.into(),
+            json: false,
+            log_format: LogFormat::default(),
+            verbose: 0,
+        }
+    }
 }
 
 /// Form of logs.

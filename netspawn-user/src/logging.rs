@@ -75,6 +75,19 @@ pub fn start(cli: &Cli) -> Form {
     form
 }
 
+/// Sends warnings to stderr, of which runtimes keep what they care to.
+pub fn start_plugin() {
+    let text = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .fmt_fields(Words)
+        .without_time();
+    tracing_subscriber::registry()
+        .with(text.with_filter(Targets::new().with_default(Level::WARN)))
+        .init();
+}
+
 /// The journal, if stderr is connected to it and it can be reached.
 fn journal() -> Option<tracing_journald::Layer> {
     let stream = std::env::var("JOURNAL_STREAM").ok()?;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use netspawn_user::{
     cli::{Cli, Command},
-    commands,
+    cni, commands,
     logging::{self, Form},
     outcome::{self, Outcome},
     pinned::Pinned,
@@ -13,10 +13,11 @@ use netspawn_user::{
 };
 
 fn main() -> ExitCode {
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|word| word == keeper::WORD)
-    {
+    let mut words = std::env::args_os();
+    if cni::is_called(words.next().as_deref()) {
+        return cni::main();
+    }
+    if words.next().is_some_and(|word| word == keeper::WORD) {
         return keeper::main();
     }
     let cli = match Cli::try_parse() {

@@ -25,7 +25,12 @@ const HEAD: &str = "| engine | version | shown | on |\n|---|---|---|---|\n";
 
 /// The modules of the suite, and whether they belong to a whole run: the others take
 /// long, and run on demand.
-const ENGINES: &[(&str, bool)] = &[("docker", true), ("docker_scale", false)];
+const ENGINES: &[(&str, bool)] = &[
+    ("containerd", true),
+    ("docker", true),
+    ("docker_scale", false),
+    ("podman", false),
+];
 
 /// Where the suite records what it has shown: engine, version and words, with tabs.
 pub fn record() -> PathBuf {

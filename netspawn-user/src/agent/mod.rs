@@ -258,7 +258,7 @@ impl Agent {
                     self.end = Some(why);
                     break;
                 }
-                Event::Host if self.sources.enabled().contains(&Source::Kernel) => self.reload(),
+                Event::Host if self.sources.differ(self.observer.host()) => self.reload(),
                 Event::Host | Event::Machined | Event::Retry => {}
                 Event::Files => self.reload(),
                 Event::Tick => {
@@ -389,10 +389,10 @@ impl Agent {
     /// What the host and the folders look like now, rather than when the last
     /// event came.
     fn refresh(&mut self) -> Result<()> {
-        self.reload();
         self.observer
             .reread()
             .context("cannot read the host's network")?;
+        self.reload();
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 pub mod announce;
 pub mod ethtool;
 pub mod firewall;
+pub mod interface;
 pub mod multicast;
 pub mod namespace;
 pub mod neighbor;

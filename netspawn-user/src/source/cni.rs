@@ -3,18 +3,46 @@
 use std::path::{Path, PathBuf};
 
 use super::engine::Machine;
-use crate::problem::Problem;
+use crate::{
+    cni::attachment::{self, Port},
+    model::Host,
+    problem::Problem,
+};
 
 /// The folder in RUNDIR.
 pub fn folder(run_dir: &Path) -> PathBuf {
-    run_dir.join("cni")
+    attachment::folder(run_dir)
 }
 
-/// All containers that are connected.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub fn read(run_dir: &Path) -> Result<Vec<Machine>, Problem> {
-    let _ = run_dir;
-    Ok(Vec::new())
+/// Ports of the containers whose files were last read, and whether there were these.
+#[derive(Debug, Default)]
+pub struct Cni {
+    ports: Vec<(Port, bool)>,
+}
+
+impl Cni {
+    /// All containers that are connected. One whose port is gone is dead, whether or
+    /// not its runtime has said so.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub fn read(&mut self, run_dir: &Path, host: &Host) -> Result<Vec<Machine>, Problem> {
+        self.ports.clear();
+        let mut machines = Vec::new();
+        for attachment in attachment::list(run_dir)? {
+            let there = attachment.port.is_there(host);
+            self.ports.push((attachment.port, there));
+            if there {
+                machines.push(attachment.machine);
+            }
+        }
+        Ok(machines)
+    }
+
+    /// Whether ports have come or gone since.
+    pub fn differs(&self, host: &Host) -> bool {
+        self.ports
+            .iter()
+            .any(|(port, there)| port.is_there(host) != *there)
+    }
 }

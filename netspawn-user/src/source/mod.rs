@@ -31,6 +31,7 @@ pub(crate) use nspawn::syntax;
 pub use watch::Watcher;
 
 use self::{
+    cni::Cni,
     engine::{Machine, Places, Taken},
     files::Files,
     kernel::Kernel,
@@ -220,6 +221,7 @@ pub struct Sources {
     files: Files,
     nspawn: NspawnFiles,
     kernel: Kernel,
+    cni: Cni,
     run_dir: PathBuf,
     /// What engines have just said; else what is kept counts.
     asked: BTreeMap<Source, Vec<Machine>>,
@@ -239,6 +241,7 @@ impl Sources {
             files: Files::new(config_dir, run_dir),
             nspawn: NspawnFiles::new(),
             kernel: Kernel::default(),
+            cni: Cni::default(),
             run_dir: run_dir.to_owned(),
             asked: BTreeMap::new(),
             places: Places::default(),
@@ -276,7 +279,7 @@ impl Sources {
         if self.enabled.contains(&Source::Nspawn) {
             self.nspawn.read(&mut layers);
         }
-        self.read_engines(&mut layers);
+        self.read_engines(host, &mut layers);
         if self.enabled.contains(&Source::Kernel) {
             self.kernel.read(host, &mut layers);
         }
@@ -291,12 +294,18 @@ impl Sources {
         snapshot
     }
 
+    /// Whether a change of the host's network may have changed what is declared.
+    pub fn differ(&self, host: &Host) -> bool {
+        self.enabled.contains(&Source::Kernel)
+            || self.enabled.contains(&Source::Cni) && self.cni.differs(host)
+    }
+
     /// [`Snapshot::placed`], of the machines that were last read.
     pub fn placed(&mut self, host: &Host) -> BTreeMap<String, Option<u32>> {
         self.places.ports(host)
     }
 
-    fn read_engines(&mut self, layers: &mut Layers) {
+    fn read_engines(&mut self, host: &Host, layers: &mut Layers) {
         let mut taken = Taken::default();
         let mut places = Vec::new();
         let mut complete = true;
@@ -306,7 +315,7 @@ impl Sources {
             }
             let machines = match self.asked.get(&source) {
                 Some(machines) => Ok(machines.clone()),
-                None if source == Source::Cni => cni::read(&self.run_dir),
+                None if source == Source::Cni => self.cni.read(&self.run_dir, host),
                 None => engine::read(&self.run_dir, source),
             };
             match machines {

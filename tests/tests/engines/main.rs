@@ -1,4 +1,5 @@
 //! Real engines in booted hosts, one module each: `cargo xtask test engines NAME`.
 
+mod containerd;
 mod docker;
 mod scenario;

@@ -1,0 +1,206 @@
+//! What is known of each container that is connected, a file each in `RUNDIR/cni`.
+
+use std::{
+    fs::{self, File, Permissions},
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::environment::Target;
+use crate::{
+    model::Host,
+    problem::{Fault, Problem},
+    source::{engine::Machine, replace},
+};
+
+/// Hex digits in the names of links and files.
+const DIGITS: usize = 12;
+
+/// A container's interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The network's name.
+    pub network: String,
+    /// The runtime's id of the container.
+    pub container: String,
+    /// Name of the interface in the container.
+    pub ifname: String,
+    /// The container's network namespace.
+    pub netns: Option<PathBuf>,
+    /// `CNI_ARGS` at ADD.
+    pub args: String,
+    /// `CNI_PATH` at ADD.
+    pub path: String,
+    /// The host's end of the link.
+    pub port: Port,
+    /// The plugin that has given the addresses, to be told when they are free again;
+    /// none after another plugin, whose they are.
+    pub ipam: Option<Delegated>,
+    /// As the data plane has it.
+    pub machine: Machine,
+}
+
+/// The host's end of a link. The name alone may be another's by now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its ifindex.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether it was made here; else by a plugin before in the chain.
+    pub own: bool,
+}
+
+impl Port {
+    /// Whether it is still there.
+    pub fn is_there(&self, host: &Host) -> bool {
+        let link = host.links.get(&self.ifindex);
+        link.is_some_and(|link| link.name == self.name)
+    }
+}
+
+/// A plugin that has given addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delegated {
+    /// Its file's name.
+    pub kind: String,
+    /// The network configuration that it was run with.
+    pub config: Value,
+}
+
+impl Attachment {
+    /// The interface, as a runtime names it.
+    pub fn target(&self) -> Target {
+        Target {
+            container: self.container.clone(),
+            ifname: self.ifname.clone(),
+            netns: self.netns.clone(),
+            args: self.args.clone(),
+        }
+    }
+
+    /// Whether it is this one's.
+    pub fn is(&self, container: &str, ifname: &str) -> bool {
+        self.container == container && self.ifname == ifname
+    }
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep(&self, run_dir: &Path) -> io::Result<()> {
+        let folder = folder(run_dir);
+        fs::create_dir_all(&folder)?;
+        // A network's configuration is nobody else's business.
+        fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+        replace(
+            &file(run_dir, &self.container, &self.ifname),
+            &serde_json::to_vec(self)?,
+        )
+    }
+}
+
+/// The folder in RUNDIR.
+pub fn folder(run_dir: &Path) -> PathBuf {
+    run_dir.join("cni")
+}
+
+/// Digits that tell interfaces of containers apart.
+fn digits(container: &str, ifname: &str) -> String {
+    let digest = Sha256::digest(format!("{container}/{ifname}"));
+    let mut digits = String::with_capacity(DIGITS);
+    for byte in digest.iter().take(DIGITS / 2) {
+        digits += &format!("{byte:02x}");
+    }
+    digits
+}
+
+/// Name of the host's end of an interface's link.
+pub fn port_name(container: &str, ifname: &str) -> String {
+    format!("cni{}", digits(container, ifname))
+}
+
+fn file(run_dir: &Path, container: &str, ifname: &str) -> PathBuf {
+    folder(run_dir).join(format!("{}.json", digits(container, ifname)))
+}
+
+/// The one of that interface.
+///
+/// # Errors
+/// When its file cannot be read.
+pub fn find(run_dir: &Path, container: &str, ifname: &str) -> Result<Option<Attachment>, Problem> {
+    read(&file(run_dir, container, ifname))
+}
+
+/// Forgets the one of that interface. That there is none is no error.
+///
+/// # Errors
+/// When its file cannot be removed.
+pub fn forget(run_dir: &Path, container: &str, ifname: &str) -> io::Result<()> {
+    match fs::remove_file(file(run_dir, container, ifname)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// All of them, in the order of their links.
+///
+/// # Errors
+/// When the folder or a file cannot be read.
+pub fn list(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
+    let folder = folder(run_dir);
+    let unlisted = |error: io::Error| {
+        Fault::new(format!("cannot be listed: {error}"), "").at(&folder, None, None)
+    };
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(unlisted)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(unlisted)?.path();
+        // Not the drafts that are about to be one.
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
+            found.extend(read(&path)?);
+        }
+    }
+    found.sort_by_key(|attachment| (attachment.port.ifindex, attachment.ifname.clone()));
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Option<Attachment>, Problem> {
+    let problem = |message: String| {
+        Fault::new(message, "remove it once its container is gone").at(path, None, None)
+    };
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| problem(format!("is not what was written: {error}"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(problem(format!("cannot be read: {error}"))),
+    }
+}
+
+/// The right to give back what containers have left behind, which is one process's at a
+/// time, until it is dropped.
+///
+/// # Errors
+/// When RUNDIR cannot be used.
+pub fn lock(run_dir: &Path) -> io::Result<File> {
+    fs::create_dir_all(run_dir)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(run_dir.join("cni.lock"))?;
+    file.lock()?;
+    Ok(file)
+}

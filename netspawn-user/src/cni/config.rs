@@ -1,0 +1,224 @@
+//! The network configuration that a runtime writes to stdin.
+
+use ipnet::IpNet;
+use netspawn_ebpf::wire::Mac;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    environment::{Command, Target},
+    error::{Error, code},
+    result::Dns,
+    version::Version,
+};
+use crate::fields;
+
+/// Smallest and largest MTU of a veth, in bytes.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+/// The smallest with which IPv6 works (RFC 8200 5).
+const MTU6: u32 = 1280;
+
+/// The configuration, checked. Keys that are not ours are other plugins'.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The version to speak.
+    pub version: Version,
+    /// Name of the network.
+    pub name: String,
+    /// The plugin that gives addresses.
+    pub ipam: Option<String>,
+    /// What containers are told of name servers.
+    pub dns: Dns,
+    /// MTU of links; that of the uplinks without one.
+    pub mtu: Option<u32>,
+    /// Tenant of all containers of the network.
+    pub tenant: Option<String>,
+    /// Link-layer address that the runtime wants for this container.
+    pub mac: Option<Mac>,
+    /// Addresses that the runtime wants for this container.
+    pub ips: Vec<IpNet>,
+    /// Result of the plugin before, or of the ADD that is looked at.
+    pub previous: Option<Value>,
+    /// Containers that there still are, for GC.
+    pub valid: Vec<Valid>,
+    /// As it was read, for the plugin that gives addresses.
+    pub raw: Value,
+}
+
+/// A container that there still is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Valid {
+    /// The runtime's id of it.
+    #[serde(rename = "containerID")]
+    pub container: String,
+    /// Name of the interface in it.
+    pub ifname: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Keys {
+    name: Option<String>,
+    ipam: Option<Ipam>,
+    dns: Option<Dns>,
+    mtu: Option<u32>,
+    tenant: Option<String>,
+    #[serde(default)]
+    ip_masq: bool,
+    #[serde(default)]
+    runtime_config: PerContainer,
+    #[serde(default)]
+    args: Args,
+    prev_result: Option<Value>,
+    #[serde(default, rename = "cni.dev/valid-attachments")]
+    valid: Vec<Valid>,
+}
+
+#[derive(Deserialize)]
+struct Ipam {
+    #[serde(default, rename = "type")]
+    kind: String,
+}
+
+#[derive(Default, Deserialize)]
+struct Args {
+    #[serde(default)]
+    cni: PerContainer,
+}
+
+/// What a runtime wants for one container, by either convention.
+#[derive(Default, Deserialize)]
+struct PerContainer {
+    mac: Option<String>,
+    #[serde(default)]
+    ips: Vec<String>,
+}
+
+/// The version that a configuration is written in. Without one it is older than all
+/// that are spoken here.
+///
+/// # Errors
+/// When it is no JSON, or of a version that is not spoken.
+pub fn version(stdin: &[u8]) -> Result<Version, Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Versioned {
+        #[serde(default)]
+        cni_version: String,
+    }
+    let Versioned { cni_version } = decode(stdin)?;
+    let text = if cni_version.is_empty() {
+        "0.1.0"
+    } else {
+        &cni_version
+    };
+    text.parse()
+}
+
+impl Config {
+    /// Reads and checks it.
+    ///
+    /// # Errors
+    /// When it is no JSON, of a version that is not spoken or does not have the
+    /// command, or wrong.
+    pub fn read(stdin: &[u8], command: Command, target: Option<&Target>) -> Result<Self, Error> {
+        let version = version(stdin)?;
+        let since = match command {
+            Command::Check => Version::V0_4_0,
+            Command::Gc | Command::Status => Version::V1_1_0,
+            Command::Add | Command::Del | Command::Version => Version::V0_3_0,
+        };
+        if version < since {
+            return Err(Error::new(
+                code::VERSION,
+                format!("incompatible CNI version {:?}", version.name()),
+                format!("{} is there since {}", command.name(), since.name()),
+            ));
+        }
+        let keys: Keys = decode(stdin)?;
+        let raw = decode(stdin)?;
+        let name = keys.name.unwrap_or_default();
+        if !is_network(&name) {
+            return Err(Error::config(
+                format!("name {name:?} is not the name of a network"),
+                "use letters, digits, `_`, `.`, `-`, the first of them a letter or digit",
+            ));
+        }
+        if keys.ip_masq {
+            return Err(Error::new(
+                code::UNSUPPORTED,
+                "unsupported field ipMasq: true",
+                "containers have addresses of their own, which nothing translates; leave it away",
+            ));
+        }
+        let ipam = keys
+            .ipam
+            .map(|ipam| ipam.kind)
+            .filter(|kind| !kind.is_empty());
+        if let Some(kind) = ipam.as_deref().filter(|kind| kind.contains('/')) {
+            return Err(Error::config(
+                format!("ipam.type {kind:?} is a path"),
+                "write the file's name; it is looked for in CNI_PATH",
+            ));
+        }
+        if let Some(mtu) = keys.mtu.filter(|mtu| *mtu != 0 && !MTU.contains(mtu)) {
+            return Err(Error::config(
+                format!("mtu {mtu} is out of range"),
+                format!(
+                    "write {} to {} bytes, {MTU6} at least for IPv6, or leave it away for that \
+                     of the uplink",
+                    MTU.start(),
+                    MTU.end()
+                ),
+            ));
+        }
+        let fault = |key: &str, fault: crate::problem::Fault| {
+            Error::config(format!("{key}: {}", fault.message), fault.remedy)
+        };
+        let tenant = keys.tenant.map(|text| fields::tenant(&text)).transpose();
+        let mac = keys
+            .runtime_config
+            .mac
+            .or(keys.args.cni.mac)
+            .or_else(|| Some(target?.arg("MAC")?.to_owned()))
+            .map(|text| fields::mac(&text))
+            .transpose();
+        let ips = [keys.runtime_config.ips, keys.args.cni.ips]
+            .into_iter()
+            .find(|ips| !ips.is_empty())
+            .unwrap_or_default();
+        Ok(Config {
+            version,
+            name,
+            ipam,
+            dns: keys.dns.unwrap_or_default(),
+            mtu: keys.mtu.filter(|mtu| *mtu != 0),
+            tenant: tenant.map_err(|error| fault("tenant", error))?,
+            mac: mac.map_err(|error| fault("mac", error))?,
+            ips: ips
+                .iter()
+                .map(|text| super::result::cidr(text))
+                .collect::<Result<_, _>>()?,
+            previous: keys.prev_result.filter(|value| !value.is_null()),
+            valid: keys.valid,
+            raw,
+        })
+    }
+}
+
+fn decode<'a, T: Deserialize<'a>>(stdin: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(stdin).map_err(|error| {
+        Error::new(
+            code::DECODE,
+            format!("the network configuration on stdin is not understood: {error}"),
+            "",
+        )
+    })
+}
+
+fn is_network(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+}

@@ -1,0 +1,228 @@
+//! Results of plugins: what is read of others', and what is printed.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netspawn_ebpf::wire::Mac;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    error::{Error, code},
+    version::Version,
+};
+use crate::{model::DisplayMac, net::interface};
+
+/// What a plugin that gives addresses says, or one before in a chain, in any version
+/// that is spoken here.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Previous {
+    /// Links that were made.
+    #[serde(default)]
+    pub interfaces: Vec<Interface>,
+    /// Addresses.
+    #[serde(default)]
+    pub ips: Vec<Ip>,
+    /// Routes.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+    /// Name servers.
+    #[serde(default)]
+    pub dns: Dns,
+}
+
+/// A link.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its link-layer address.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mac: String,
+    /// Its MTU; told since 1.1.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The network namespace that it is in, empty for the host's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sandbox: String,
+}
+
+impl Interface {
+    /// A link with these settings.
+    pub fn new(name: &str, mac: Mac, mtu: u32, sandbox: &str) -> Self {
+        Interface {
+            name: name.to_owned(),
+            mac: DisplayMac(mac).to_string(),
+            mtu: Some(mtu),
+            sandbox: sandbox.to_owned(),
+        }
+    }
+}
+
+/// An address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ip {
+    /// `4` or `6`; told before 1.0.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The link that has it, an index among the result's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<usize>,
+    /// The address with the length of its prefix.
+    pub address: String,
+    /// The gateway of its subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destination.
+    pub dst: String,
+    /// Next hop; without one the gateway of an address of that family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gw: Option<IpAddr>,
+    /// Path MTU; this and what follows is told since 1.1.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Segment size that TCP tells the other end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advmss: Option<u32>,
+    /// Metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    /// Table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// `RT_SCOPE_*`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+}
+
+impl Route {
+    /// The route to all addresses of a gateway's family.
+    pub fn default(gateway: IpAddr) -> Self {
+        Route {
+            dst: match gateway {
+                IpAddr::V4(_) => "0.0.0.0/0",
+                IpAddr::V6(_) => "::/0",
+            }
+            .to_owned(),
+            gw: Some(gateway),
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+            scope: None,
+        }
+    }
+
+    /// As it is given to the kernel, its gateway settled.
+    ///
+    /// # Errors
+    /// When the destination is none.
+    pub fn settled(&self, gateway: impl Fn(IpAddr) -> IpAddr) -> Result<interface::Route, Error> {
+        const RT_SCOPE_LINK: u8 = 253;
+        let destination = cidr(&self.dst)?.trunc();
+        let is_direct = self.scope.is_some_and(|scope| scope >= RT_SCOPE_LINK);
+        Ok(interface::Route {
+            destination,
+            gateway: self
+                .gw
+                .or_else(|| (!is_direct).then(|| gateway(destination.addr()))),
+            mtu: self.mtu,
+            advmss: self.advmss,
+            priority: self.priority,
+            table: self.table,
+            scope: self.scope,
+        })
+    }
+}
+
+/// Name servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    /// Their addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<String>,
+    /// The domain of short names.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domain: String,
+    /// Domains that short names are looked for in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    /// Options of the resolver.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+/// What is printed of a container that is connected.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Success {
+    /// The version that it is told in.
+    pub cni_version: Version,
+    /// Links: the host's end, then the container's.
+    pub interfaces: Vec<Interface>,
+    /// Addresses.
+    pub ips: Vec<Ip>,
+    /// Routes.
+    pub routes: Vec<Route>,
+    /// Name servers.
+    pub dns: Dns,
+}
+
+impl Success {
+    /// The result in the shape of its version.
+    pub fn shaped(mut self) -> Value {
+        if self.cni_version < Version::V1_1_0 {
+            for interface in &mut self.interfaces {
+                interface.mtu = None;
+            }
+            for route in &mut self.routes {
+                *route = Route {
+                    dst: route.dst.clone(),
+                    gw: route.gw,
+                    ..Route::default([0; 4].into())
+                };
+            }
+        }
+        for ip in &mut self.ips {
+            let family = if ip.address.contains(':') { "6" } else { "4" };
+            ip.version = (self.cni_version < Version::V1_0_0).then(|| family.to_owned());
+        }
+        json!(self)
+    }
+}
+
+/// A plugin's result.
+///
+/// # Errors
+/// When it has another shape.
+pub fn read(whose: &str, value: &Value) -> Result<Previous, Error> {
+    Previous::deserialize(value).map_err(|error| {
+        Error::new(
+            code::DECODE,
+            format!("{whose} is not understood: {error}"),
+            "",
+        )
+    })
+}
+
+/// An address with the length of its prefix, host bits kept; without a length it is
+/// one address.
+///
+/// # Errors
+/// When it is none.
+pub fn cidr(text: &str) -> Result<IpNet, Error> {
+    let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse().ok().or_else(one).ok_or_else(|| {
+        Error::new(
+            code::DECODE,
+            format!("{text:?} is not an address with the length of its prefix"),
+            "expected for example 203.0.113.2/24",
+        )
+    })
+}

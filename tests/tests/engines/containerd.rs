@@ -1,0 +1,145 @@
+//! containerd, whose client `ctr` runs CNI plugins: ADD for a container in the
+//! background, and DEL for none that is killed.
+
+mod chained;
+mod libcni;
+mod plugin;
+mod stale;
+
+use anyhow::{Context as _, Result};
+use netspawn_tests::{Kit, SystemdHost};
+
+use super::scenario::{self, Engine, Wanted, report};
+
+const KIT: Kit = Kit {
+    name: "containerd",
+    recipe: 3,
+    packages: &[
+        "containerd",
+        "containernetworking-plugins",
+        "golang-go",
+        // The reference library, called libcni.
+        "golang-github-appc-cni-dev",
+    ],
+    backports: &[],
+    script: concat!(
+        "cat > /tmp/libcni.go <<'END'\n",
+        include_str!("containerd/libcni.go"),
+        "END
+        cd /tmp
+        HOME=/tmp CGO_ENABLED=0 GO111MODULE=off GOPATH=/usr/share/gocode \\
+            go build -o /usr/bin/libcni libcni.go
+        apt-get -q purge -y --autoremove golang-go golang-github-appc-cni-dev
+        rm -r /tmp/*
+        mkdir -p /opt/cni/bin /etc/cni/net.d
+        ln -s /usr/lib/cni/* /opt/cni/bin/
+        ln -s /usr/bin/netspawn-xdp /usr/lib/cni/netspawn-cni
+        ln -s /usr/bin/netspawn-xdp /opt/cni/bin/netspawn-cni",
+    ),
+};
+
+struct Containerd {
+    system: SystemdHost,
+}
+
+impl Containerd {
+    fn start() -> Result<Self> {
+        let system = SystemdHost::with(&KIT)?;
+        system.install("")?;
+        system.shell(
+            "set -e
+            cp -a /tiny /var/lib/engines/tiny
+            mkdir -p /var/lib/engines/containerd /etc/containerd /etc/cni/net.d
+            cat > /etc/containerd/config.toml <<END
+version = 2
+root = \"/var/lib/engines/containerd\"
+disabled_plugins = [\"io.containerd.grpc.v1.cri\"]
+END
+            systemctl start containerd",
+        )?;
+        Ok(Containerd { system })
+    }
+}
+
+/// A network of which each container takes what is in its own configuration.
+fn network(wanted: &Wanted) -> String {
+    let Wanted { v4, v6, .. } = wanted;
+    format!(
+        r#"{{
+            "cniVersion": "1.0.0",
+            "name": "public",
+            "plugins": [{{
+                "type": "netspawn-cni",
+                "ipam": {{
+                    "type": "host-local",
+                    "dataDir": "/run/cni/networks",
+                    "ranges": [
+                        [{{"subnet": "203.0.113.0/24", "rangeStart": "{v4}", "rangeEnd": "{v4}"}}],
+                        [{{"subnet": "2001:db8::/64", "rangeStart": "{v6}", "rangeEnd": "{v6}"}}]
+                    ]
+                }}
+            }}]
+        }}"#
+    )
+}
+
+impl Engine for Containerd {
+    const NAME: &'static str = "containerd";
+    /// ADD returns when the agent has served the container.
+    const LOSES_EVENTS: bool = false;
+
+    fn system(&self) -> &SystemdHost {
+        &self.system
+    }
+
+    fn start(&self, machines: &[Wanted]) -> Result<()> {
+        let mut names = String::new();
+        for machine in machines {
+            let folder = format!("/etc/cni/{}", machine.name);
+            self.system
+                .write(&format!("{folder}/public.conflist"), &network(machine))?;
+            names += &format!("{}\n", machine.name);
+        }
+        // The client reads one folder, so each has one of its own mounted there.
+        self.system
+            .cmd("xargs")
+            .args(["-P", "10", "-I{}", "unshare", "-m", "sh", "-ec"])
+            .arg(
+                "mount --bind /etc/cni/{} /etc/cni/net.d
+                ctr -n k8s.io run -d --cni --rootfs /var/lib/engines/tiny {} /bin/sleep 1000",
+            )
+            .input(names)
+            .text()
+            .map(drop)
+            .with_context(|| report(&self.system))
+    }
+
+    fn stop(&self, machines: &[Wanted]) -> Result<()> {
+        for machine in machines {
+            let name = &machine.name;
+            self.system.shell(&format!(
+                "set -e
+                ctr -n k8s.io task kill -s KILL {name}
+                ctr -n k8s.io task wait {name} 2>/dev/null || true
+                ctr -n k8s.io task delete {name} || true
+                ctr -n k8s.io container delete {name}"
+            ))?;
+        }
+        Ok(())
+    }
+
+    fn restart(&self) -> Result<()> {
+        self.system.run("systemctl restart containerd").map(drop)
+    }
+
+    fn version(&self) -> Result<String> {
+        let text = self.system.run("containerd --version")?;
+        Ok(text.split_whitespace().nth(2).unwrap_or("?").to_owned())
+    }
+}
+
+#[test]
+fn containers_are_served() -> Result<()> {
+    let engine = Containerd::start()?;
+    scenario::shows(&engine)
+}
