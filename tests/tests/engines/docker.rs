@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{Kit, SystemdHost, unreachable, wait_ping, wait_until};
 
-use crate::scenario::{Engine, SOON, Wanted, agent, all_answer, kill_agent, report, shows, up};
+use crate::scenario::{Engine, SOON, Wanted, agent, kill_agent, report, shows, up};
 
 pub const KIT: Kit = Kit {
     name: "docker",
@@ -44,7 +44,7 @@ impl Docker {
     }
 
     /// Boots it with the network that [`Wanted`] machines are of.
-    fn with_network(settings: &str) -> Result<Self> {
+    pub fn with_network(settings: &str) -> Result<Self> {
         let docker = Docker::boot(settings)?;
         docker.sh(
             "docker network create -d netspawn --subnet 203.0.113.0/24 --ipv6 \
@@ -198,10 +198,15 @@ fn containers_come_back_with_the_daemon() -> Result<()> {
         "systemctl stop docker docker.socket
         systemctl stop {unit}
         systemctl start --no-block docker
-        sleep 2
+        sleep 1
         systemctl start {unit}"
     ))?;
-    machine.answers(system)
+    // It tries again after 1, 2, 4 and 8 seconds.
+    for address in [v4, v6] {
+        let address: std::net::IpAddr = address.parse()?;
+        wait_ping(&system.net, address, 2 * SOON).with_context(|| report(system))?;
+    }
+    Ok(())
 }
 
 #[test]
