@@ -1,11 +1,9 @@
 //! Docker: the network driver, and containers that have labels.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context as _, Result, ensure};
-use netspawn_tests::{Kit, SystemdHost, ping, unreachable, wait_ping, wait_until};
+use netspawn_tests::{Kit, SystemdHost, unreachable, wait_ping, wait_until};
 
-use crate::scenario::{Engine, SOON, Wanted, agent, all_answer, kill_agent, report, shows, up};
+use crate::scenario::{Engine, SOON, Wanted, agent, kill_agent, report, shows, up};
 
 pub const KIT: Kit = Kit {
     name: "docker",
@@ -46,7 +44,7 @@ impl Docker {
     }
 
     /// Boots it with the network that [`Wanted`] machines are of.
-    fn with_network(settings: &str) -> Result<Self> {
+    pub fn with_network(settings: &str) -> Result<Self> {
         let docker = Docker::boot(settings)?;
         docker.sh(
             "docker network create -d netspawn --subnet 203.0.113.0/24 --ipv6 \
@@ -69,11 +67,11 @@ impl Docker {
         Ok(output.stderr)
     }
 
-    /// Waits until the agent says something.
+    /// Waits until status names what is wrong.
     fn says(&self, words: &str) -> Result<()> {
         let said = wait_until(SOON, || {
             let status = self.system.xdp("status");
-            status.is_ok_and(|output| format!("{output:?}").contains(words))
+            status.is_ok_and(|status| (status.stdout + &status.stderr).contains(words))
         });
         ensure!(said, "not said: {words}\n{}", report(&self.system));
         Ok(())
@@ -139,26 +137,201 @@ fn network_driver_serves_containers() -> Result<()> {
     let docker = Docker::with_network("")?;
     shows(&docker)?;
 
-    // Nothing is left of them, and of the network nothing was there.
+    // Nothing is left of them, nor of the network.
     let links = docker.system.host.run("ip -o link show type veth")?;
     ensure!(!links.contains("dk") && !links.contains("dp"), "{links}");
     docker.sh("docker network rm pub")?;
 
-    // The socket is the agent's.
+    for (options, words) in [
+        ("-o mtu=9000", "\"mtu\" is not an option"),
+        ("-o netspawn.tenant=", "an empty tenant"),
+        ("--internal", "cannot be --internal"),
+        ("--gateway 198.18.0.9", "write --gateway 198.18.0.1,"),
+    ] {
+        let line = format!("docker network create -d netspawn --subnet 198.18.0.0/24 {options} no");
+        let words_said = docker.refused(&line)?;
+        ensure!(words_said.contains(words), "{line}: {words_said}");
+    }
+
+    // Without the agent nothing is made, and nothing is left.
+    docker.sh("docker network create -d netspawn --subnet 198.18.0.0/24 late")?;
     docker.system.run("netspawn-xdp detach")?;
     docker.sh("test ! -e /run/netspawn/docker.sock")?;
+    docker.refused("timeout 5 docker run --rm --network late tiny true")?;
+    let links = docker.system.host.run("ip -o link show type veth")?;
+    ensure!(!links.contains("dk") && !links.contains("dp"), "{links}");
+    Ok(())
+}
+
+/// Starts of both, in the order of a boot and with the agent late.
+#[test]
+fn containers_come_back_with_the_daemon() -> Result<()> {
+    let docker = Docker::with_network("\"live-restore\": true,")?;
+    let system = &docker.system;
+    let machine = Wanted::number(0);
+    let Wanted { name, v4, v6 } = &machine;
+    let options = format!("--name {name} --restart always --network pub --ip {v4} --ip6 {v6}");
+    docker.sh(&run(&options))?;
+    machine.answers(system)?;
+
+    // The daemon goes and comes: with live-restore the container does not notice.
+    docker.sh("systemctl restart docker")?;
+    machine.still_answers(system)?;
+    docker.sh(&format!("docker stop {name}"))?;
+    machine.is_silent(system)?;
+    docker.sh(&format!("docker start {name}"))?;
+    machine.answers(system)?;
+
+    // Without it the container is stopped and started.
+    docker
+        .sh("sed -i s/true,/false,/ /etc/docker/daemon.json && kill -HUP $(cat /run/docker.pid)")?;
+    docker.sh("systemctl stop docker docker.socket")?;
+    machine.is_silent(system)?;
+    let unit = "netspawn-xdp@eth0";
+    docker.sh(&format!(
+        "systemctl stop {unit}; systemctl start {unit} docker"
+    ))?;
+    machine.answers(system)?;
+
+    // The daemon starts the container before the agent is there to make its link.
+    docker.sh(&format!(
+        "systemctl stop docker docker.socket
+        systemctl stop {unit}
+        # Its unit may be started three times a minute.
+        systemctl reset-failed docker || true
+        systemctl start --no-block docker
+        sleep 1
+        systemctl start {unit}"
+    ))?;
+    // It tries again after 1, 2, 4 and 8 seconds.
+    for address in [v4, v6] {
+        let address: std::net::IpAddr = address.parse()?;
+        wait_ping(&system.net, address, 2 * SOON).with_context(|| report(system))?;
+    }
     Ok(())
 }
 
 #[test]
-fn explore() -> Result<()> {
-    let docker = Docker::with_network("\"live-restore\": true,")?;
-    std::fs::write(
-        "/tmp/docker-explore",
-        docker.system.files().display().to_string(),
+fn labels_of_containers_on_any_network_are_heeded() -> Result<()> {
+    let docker = Docker::boot("")?;
+    let system = &docker.system;
+    system.net.run("ip route add 198.18.1.0/24 dev lan0")?;
+    docker.sh(
+        "docker network create -d bridge --subnet 198.18.1.0/24 --ipv6 \
+         --subnet 2001:db8:1::/64 -o com.docker.network.bridge.enable_ip_masquerade=false plain
+        tar -C /tiny -c . | docker import -c 'LABEL netspawn.addresses=198.18.1.20' - claims",
     )?;
-    while !std::path::Path::new("/tmp/docker-stop").exists() {
-        std::thread::sleep(std::time::Duration::from_millis(200));
+    let plain = |name: &str, host: u8, labels: &str| {
+        run(&format!(
+            "--name {name} --network plain --ip 198.18.1.{host} {labels}"
+        ))
+    };
+    let label = |host: u8| format!("--label netspawn.addresses=198.18.1.{host}");
+    docker.sh(&plain(
+        "web",
+        10,
+        "--ip6 2001:db8:1::10 --label netspawn.addresses=198.18.1.10,2001:db8:1::10",
+    ))?;
+    docker.answers(&["198.18.1.10", "2001:db8:1::10"])?;
+
+    // What an image says, and what is no address, is named and does not count.
+    docker.sh(&plain("image", 20, "").replace(" tiny ", " claims "))?;
+    docker.sh(&plain(
+        "bad",
+        21,
+        "--label netspawn.addresses=198.18.1.21/24",
+    ))?;
+    docker.sh(&plain("empty", 22, "--label netspawn.addresses="))?;
+    docker.says("container image: netspawn.addresses: \"198.18.1.20\" is the image's label")?;
+    docker.says("container bad: netspawn.addresses: 198.18.1.21/24 has host bits set")?;
+    for host in [20, 21, 22] {
+        docker.is_silent(&format!("198.18.1.{host}"))?;
     }
-    Ok(())
+
+    // Another container's network, and the host's, are not machines of their own.
+    docker.sh(&run(&format!(
+        "--name guest --network container:web {}",
+        label(30)
+    )))?;
+    docker.sh(&run(&format!("--name host --network host {}", label(31))))?;
+
+    // Containers come and go while the agent hears nothing.
+    let pid = agent(system)?;
+    system.shell(&format!("kill -STOP {pid}"))?;
+    let changed = docker.sh(&format!(
+        "docker rm -f web bad image empty guest host
+        {}{}",
+        plain("one", 40, &label(40)),
+        plain("two", 41, &label(41))
+    ));
+    system.shell(&format!("kill -CONT {pid}"))?;
+    changed?;
+    docker.answers(&["198.18.1.40", "198.18.1.41"])?;
+    docker.is_silent("198.18.1.10")?;
+    ensure!(up(system)? == 2, "{}", report(system));
+
+    // And while it is dead.
+    kill_agent(system)?;
+    docker.sh(&plain("three", 42, &label(42)))?;
+    docker.answers(&["198.18.1.42"])?;
+    docker.sh("docker rename three third && docker rm -f one two")?;
+    let left = wait_until(SOON, || {
+        let list = system.xdp("list").map(|output| output.stdout);
+        list.is_ok_and(|list| list.contains("third") && !list.contains("one"))
+    });
+    ensure!(left, "{}", report(system));
+    docker.is_silent("198.18.1.40")
+}
+
+#[test]
+fn networks_tell_containers_and_tenants_apart() -> Result<()> {
+    let docker = Docker::with_network("")?;
+    let system = &docker.system;
+    system.net.run("ip route add 198.18.2.0/23 dev lan0")?;
+    docker.sh(
+        "docker network create -d netspawn --subnet 198.18.2.0/24 -o netspawn.tenant=acme acme
+        docker network create -d netspawn --subnet 198.18.3.0/24 more",
+    )?;
+    let script = [
+        run("--name one --network pub --ip 203.0.113.101 --ip6 2001:db8::101"),
+        run("--name two --network pub --ip 203.0.113.102 --ip6 2001:db8::102"),
+        run("--name other --network acme --ip 198.18.2.10"),
+        run("--name moved --network acme --ip 198.18.2.11 --label netspawn.tenant=zeta"),
+    ];
+    docker.sh(&script.concat())?;
+    docker.answers(&[
+        "203.0.113.101",
+        "2001:db8::101",
+        "198.18.2.10",
+        "198.18.2.11",
+    ])?;
+
+    // A second network is a machine of its own, and answered by the first's route.
+    docker.sh("docker network connect --ip 198.18.3.10 more one")?;
+    docker.answers(&["198.18.3.10", "203.0.113.101"])?;
+    let list = system.xdp("list")?.success()?;
+    ensure!(list.contains("one.more"), "{list}");
+
+    let from = |name: &str, to: &str| {
+        let line = format!("docker exec {name} ping -c 1 -W 1 {to}");
+        system.cmd("sh").args(["-c", &line]).output()
+    };
+    for (name, to, reached) in [
+        ("one", "203.0.113.102", true),
+        ("two", "2001:db8::101", true),
+        ("two", "203.0.113.1", true),
+        ("two", "198.18.2.10", false),
+        ("other", "203.0.113.102", false),
+        ("other", "198.18.2.11", false),
+        ("other", "203.0.113.1", true),
+    ] {
+        let output = from(name, to)?;
+        let as_wanted = (output.code() == 0) == reached;
+        ensure!(as_wanted, "{name} to {to}: {output:?}\n{}", report(system));
+    }
+
+    docker.sh("docker network disconnect more one")?;
+    let silent = wait_until(SOON, || docker.is_silent("198.18.3.10").is_ok());
+    ensure!(silent, "{}", report(system));
+    docker.answers(&["203.0.113.101"])
 }

@@ -2,6 +2,8 @@
 
 mod api;
 mod machines;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
