@@ -153,13 +153,18 @@ pub fn serve(call: &Call<'_>, attachment: &Attachment) -> Result<(), Error> {
 /// A container as the data plane is to have it.
 pub fn machine(call: &Call<'_>, target: &Target, port: &str, addresses: Vec<IpNet>) -> Machine {
     let arg = |key| target.arg(key).filter(|value| !value.is_empty());
-    let (mut name, what) = match (arg("K8S_POD_NAMESPACE"), arg("K8S_POD_NAME")) {
-        (Some(namespace), Some(pod)) => (format!("{namespace}.{pod}"), "pod"),
-        _ => (short(&target.container).to_owned(), "container"),
-    };
-    let origin = match what {
-        "pod" => format!("pod {name}"),
-        _ => format!("container {}", target.container),
+    let (mut name, origin) = match (arg("K8S_POD_NAMESPACE"), arg("K8S_POD_NAME")) {
+        (Some(namespace), Some(pod)) => {
+            let name = format!("{namespace}.{pod}");
+            let origin = format!("pod {name}");
+            (name, origin)
+        }
+        // podman tells a container's name by that alone.
+        (None, Some(name)) => (name.to_owned(), format!("container {name}")),
+        _ => {
+            let id = &target.container;
+            (short(id).to_owned(), format!("container {id}"))
+        }
     };
     if target.ifname != FIRST {
         name = format!("{name}.{}", target.ifname);
