@@ -80,7 +80,16 @@ impl Engine for Podman {
         }
         self.system
             .cmd("xargs")
-            .args(["-P", "10", "-I{}", "podman", "run", "-d", "--name={}", "--network={}"])
+            .args([
+                "-P",
+                "10",
+                "-I{}",
+                "podman",
+                "run",
+                "-d",
+                "--name={}",
+                "--network={}",
+            ])
             .args(["--rootfs", "/var/lib/engines/tiny", "/bin/sleep", "1000"])
             .input(names)
             .text()

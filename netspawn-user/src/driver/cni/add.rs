@@ -108,7 +108,7 @@ fn connect(
     let attachment = call.attachment(target, port, ipam, machine);
     if let Err(error) = serve(call, &attachment) {
         link::remove(&name);
-        call.host.settle();
+        call.host.withdraw(&error);
         return Err(error);
     }
     let success = Success {
@@ -186,5 +186,17 @@ fn short(id: &str) -> &str {
     match id.get(..DIGITS) {
         Some(start) if id.bytes().all(|byte| byte.is_ascii_hexdigit()) => start,
         _ => id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn digits_are_cut_and_names_are_not() {
+        assert_eq!(short("0123456789abcdef"), "0123456789ab");
+        assert_eq!(short("0123456789"), "0123456789");
+        assert_eq!(short("default-web-server"), "default-web-server");
     }
 }
