@@ -238,6 +238,7 @@ impl RunDir {
         let _ = fs::remove_file(self.lock_file());
         let _ = fs::remove_dir_all(engine::folder(&self.folder));
         let _ = fs::remove_dir(self.folder.join("machines"));
+        let _ = fs::remove_dir(self.folder.join("cni"));
         let _ = fs::remove_dir(&self.folder);
     }
 

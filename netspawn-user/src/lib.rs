@@ -2,7 +2,6 @@
 pub mod agent;
 pub mod check;
 pub mod cli;
-pub mod cni;
 pub mod commands;
 pub mod config;
 pub mod control;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use netspawn_user::{
     cli::{Cli, Command},
-    cni, commands,
+    commands,
+    driver::cni,
     logging::{self, Form},
     outcome::{self, Outcome},
     pinned::Pinned,

@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     io::Write as _,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -132,6 +133,11 @@ fn fill(folder: &Path, program: &[u8], version: &str) -> Result<()> {
     fs::write(&path, program)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&path, mode)?;
+    // As it is seen from /usr/lib/cni.
+    symlink(
+        Path::new("../../bin").join(NAME),
+        folder.join("netspawn-cni"),
+    )?;
     let pages = folder.join("man");
     show(Command::new(&path).args(["man", "--dir"]).arg(&pages))?;
     for page in fs::read_dir(&pages)? {

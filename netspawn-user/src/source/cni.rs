@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::engine::Machine;
 use crate::{
-    cni::attachment::{self, Port},
+    driver::cni::attachment::{self, Port},
     model::Host,
     problem::Problem,
 };

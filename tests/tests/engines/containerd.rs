@@ -118,11 +118,7 @@ impl Engine for Containerd {
         for machine in machines {
             let name = &machine.name;
             self.system.shell(&format!(
-                "set -e
-                ctr -n k8s.io task kill -s KILL {name}
-                ctr -n k8s.io task wait {name} 2>/dev/null || true
-                ctr -n k8s.io task delete {name} || true
-                ctr -n k8s.io container delete {name}"
+                "ctr -n k8s.io task delete --force {name} && ctr -n k8s.io container delete {name}"
             ))?;
         }
         Ok(())

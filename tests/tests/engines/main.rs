@@ -3,4 +3,5 @@
 mod containerd;
 mod docker;
 mod docker_scale;
+mod podman;
 mod scenario;

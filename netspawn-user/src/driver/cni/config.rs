@@ -222,3 +222,100 @@ fn is_network(text: &str) -> bool {
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(config: &Value, command: Command) -> Result<Config, Error> {
+        let target = Target {
+            container: "a".to_owned(),
+            ifname: "eth0".to_owned(),
+            netns: None,
+            args: "MAC=02:00:00:00:00:01".to_owned(),
+        };
+        Config::read(config.to_string().as_bytes(), command, Some(&target))
+    }
+
+    fn config(version: &str) -> Value {
+        json!({"cniVersion": version, "name": "public", "type": "netspawn-cni"})
+    }
+
+    #[test]
+    fn versions_have_their_commands() {
+        use Command::{Add, Check, Del, Gc, Status};
+        for (version, commands) in [
+            ("0.1.0", &[][..]),
+            ("0.2.0", &[]),
+            ("0.3.0", &[Add, Del]),
+            ("0.3.1", &[Add, Del]),
+            ("0.4.0", &[Add, Del, Check]),
+            ("1.0.0", &[Add, Del, Check]),
+            ("1.1.0", &[Add, Del, Check, Gc, Status]),
+            ("2.0.0", &[]),
+        ] {
+            for command in [Add, Del, Check, Gc, Status] {
+                let outcome = read(&config(version), command);
+                if commands.contains(&command) {
+                    assert!(outcome.is_ok(), "{version} {command:?}");
+                } else {
+                    assert_eq!(
+                        outcome.unwrap_err().code,
+                        code::VERSION,
+                        "{version} {command:?}"
+                    );
+                }
+            }
+        }
+        let mut none = config("1.0.0");
+        none["cniVersion"].take();
+        assert_eq!(read(&none, Command::Add).unwrap_err().code, code::DECODE);
+        let none = json!({"name": "public"});
+        assert_eq!(read(&none, Command::Add).unwrap_err().code, code::VERSION);
+        let error = Config::read(b"{", Command::Add, None).unwrap_err();
+        assert_eq!(error.code, code::DECODE);
+    }
+
+    #[test]
+    fn what_a_runtime_wants_is_taken_from_the_first_that_says_it() {
+        let mut config = config("1.0.0");
+        let mac = |config: &Value| read(config, Command::Add).unwrap().mac.map(|mac| mac[5]);
+        assert_eq!(mac(&config), Some(1));
+        config["args"] = json!({"cni": {"mac": "02:00:00:00:00:02", "ips": ["192.0.2.2"]}});
+        assert_eq!(mac(&config), Some(2));
+        config["runtimeConfig"] = json!({"mac": "02:00:00:00:00:03", "portMappings": []});
+        assert_eq!(mac(&config), Some(3));
+        let ips = read(&config, Command::Add).unwrap().ips;
+        assert_eq!(ips, ["192.0.2.2/32".parse::<IpNet>().unwrap()]);
+    }
+
+    #[test]
+    fn keys_of_others_are_passed_by_and_faults_of_ours_named() {
+        let mut config = config("1.0.0");
+        config["keyA"] = json!(["some"]);
+        config["ipam"] = json!({});
+        config["mtu"] = json!(0);
+        config["prevResult"] = Value::Null;
+        let read_one = read(&config, Command::Add).unwrap();
+        assert!(read_one.ipam.is_none() && read_one.mtu.is_none() && read_one.previous.is_none());
+        assert_eq!(read_one.raw, config);
+        for (key, value, expected) in [
+            ("name", json!(""), code::CONFIG),
+            ("name", json!(3), code::DECODE),
+            ("name", json!("a b"), code::CONFIG),
+            ("mtu", json!(65536), code::CONFIG),
+            ("tenant", json!(""), code::CONFIG),
+            ("ipMasq", json!(true), code::UNSUPPORTED),
+            ("ipam", json!({"type": "a/b"}), code::CONFIG),
+            ("runtimeConfig", json!({"mac": "x"}), code::CONFIG),
+            ("runtimeConfig", json!({"ips": ["x"]}), code::DECODE),
+        ] {
+            let mut config = config.clone();
+            config[key] = value;
+            let error = read(&config, Command::Add).unwrap_err();
+            assert_eq!(error.code, expected, "{config}: {error}");
+        }
+    }
+}

@@ -94,10 +94,7 @@ impl Attachment {
     /// # Errors
     /// When it cannot be written.
     pub fn keep(&self, run_dir: &Path) -> io::Result<()> {
-        let folder = folder(run_dir);
-        fs::create_dir_all(&folder)?;
-        // A network's configuration is nobody else's business.
-        fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+        make_folder(run_dir)?;
         replace(
             &file(run_dir, &self.container, &self.ifname),
             &serde_json::to_vec(self)?,
@@ -195,12 +192,85 @@ fn read(path: &Path) -> Result<Option<Attachment>, Problem> {
 /// # Errors
 /// When RUNDIR cannot be used.
 pub fn lock(run_dir: &Path) -> io::Result<File> {
-    fs::create_dir_all(run_dir)?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(run_dir.join("cni.lock"))?;
-    file.lock()?;
-    Ok(file)
+    let folder = File::open(make_folder(run_dir)?)?;
+    folder.lock()?;
+    Ok(folder)
+}
+
+/// A network's configuration is nobody else's business than root's.
+fn make_folder(run_dir: &Path) -> io::Result<PathBuf> {
+    let folder = folder(run_dir);
+    fs::create_dir_all(&folder)?;
+    fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::Link, source::engine::Place};
+
+    fn attachment(container: &str, ifindex: u32) -> Attachment {
+        Attachment {
+            network: "public".to_owned(),
+            container: container.to_owned(),
+            ifname: "eth0".to_owned(),
+            netns: None,
+            args: String::new(),
+            path: String::new(),
+            port: Port {
+                ifindex,
+                name: port_name(container, "eth0"),
+                own: true,
+            },
+            ipam: None,
+            machine: Machine {
+                name: container.to_owned(),
+                origin: String::new(),
+                addresses: Vec::new(),
+                tenant: None,
+                mac: None,
+                place: Place::Link(port_name(container, "eth0")),
+                sources: Vec::new(),
+                faults: Vec::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_listed_in_the_order_of_links_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(list(dir.path()).unwrap(), []);
+        let [a, b] = [attachment("a", 9), attachment("b", 8)];
+        a.keep(dir.path()).unwrap();
+        b.keep(dir.path()).unwrap();
+        fs::write(folder(dir.path()).join(".x.draft"), "{").unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [b.clone(), a.clone()]);
+        assert_eq!(find(dir.path(), "a", "eth0").unwrap(), Some(a));
+        assert_eq!(find(dir.path(), "a", "eth1").unwrap(), None);
+        for _ in 0..2 {
+            forget(dir.path(), "a", "eth0").unwrap();
+        }
+        assert_eq!(list(dir.path()).unwrap(), [b]);
+        fs::write(folder(dir.path()).join("x.json"), "{").unwrap();
+        assert!(list(dir.path()).is_err());
+    }
+
+    #[test]
+    fn names_of_ports_are_names_and_differ() {
+        let names = [("a", "eth0"), ("a", "eth1"), ("b", "eth0")].map(|(a, b)| port_name(a, b));
+        assert!(names.iter().all(|name| name.len() == 15), "{names:?}");
+        assert!(names[0] != names[1] && names[0] != names[2]);
+    }
+
+    #[test]
+    fn port_is_the_link_of_its_index_and_name() {
+        let port = attachment("a", 7).port;
+        let mut host = Host::default();
+        assert!(!port.is_there(&host));
+        host.links.insert(7, Link::ethernet(7, "other"));
+        assert!(!port.is_there(&host));
+        host.links.insert(7, Link::ethernet(7, &port.name));
+        assert!(port.is_there(&host));
+    }
 }

@@ -3,7 +3,7 @@
 use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use super::{
-    attachment::{Attachment, Port},
+    attachment::Attachment,
     error::{Error, code},
 };
 use crate::{
@@ -63,12 +63,20 @@ impl Host<'_> {
         }
     }
 
+    /// Takes back what led to a failure. What could not be brought up to date a moment
+    /// ago is not tried again: whoever does so next finds the container gone.
+    pub fn withdraw(&self, error: &Error) {
+        if error.code != code::TRY_AGAIN {
+            self.settle();
+        }
+    }
+
     /// Whether the data plane serves a container.
     ///
     /// # Errors
     /// When it does not, with the reason.
     pub fn serves(&self, applied: &Applied, attachment: &Attachment) -> Result<(), Error> {
-        let port: &Port = &attachment.port;
+        let port = &attachment.port;
         let machine = &attachment.machine.name;
         let refuse = |why: String, remedy: &str| Err(Error::new(code::NOT_SERVED, why, remedy));
         let Some(found) = applied

@@ -35,7 +35,7 @@ pub fn add(
     let machine = add::machine(call, target, &port.name, addresses(target, &result)?);
     let attachment = call.attachment(target, port, None, machine);
     if let Err(error) = add::serve(call, &attachment) {
-        call.host.settle();
+        call.host.withdraw(&error);
         return Err(error);
     }
     let mut result = previous.clone();

@@ -226,3 +226,83 @@ pub fn cidr(text: &str) -> Result<IpNet, Error> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn success(version: Version) -> Value {
+        Success {
+            cni_version: version,
+            interfaces: vec![
+                Interface::new("cni0", [2, 0, 0, 0, 0, 1], 1400, ""),
+                Interface::new("eth0", [2, 0, 0, 0, 0, 2], 1400, "/run/netns/a"),
+            ],
+            ips: vec![Ip {
+                version: None,
+                interface: Some(1),
+                address: "2001:db8::2/128".to_owned(),
+                gateway: Some("fe80::1".parse().unwrap()),
+            }],
+            routes: vec![Route {
+                mtu: Some(1300),
+                priority: Some(5),
+                ..Route::default("fe80::1".parse().unwrap())
+            }],
+            dns: Dns::default(),
+        }
+        .shaped()
+    }
+
+    #[test]
+    fn result_has_the_shape_of_its_version() {
+        for version in Version::ALL {
+            let mut interfaces = json!([
+                {"name": "cni0", "mac": "02:00:00:00:00:01"},
+                {"name": "eth0", "mac": "02:00:00:00:00:02", "sandbox": "/run/netns/a"},
+            ]);
+            let mut ip =
+                json!({"interface": 1, "address": "2001:db8::2/128", "gateway": "fe80::1"});
+            let mut route = json!({"dst": "::/0", "gw": "fe80::1"});
+            if version < Version::V1_0_0 {
+                ip["version"] = json!("6");
+            }
+            if version >= Version::V1_1_0 {
+                interfaces[0]["mtu"] = json!(1400);
+                interfaces[1]["mtu"] = json!(1400);
+                route["mtu"] = json!(1300);
+                route["priority"] = json!(5);
+            }
+            let expected = json!({
+                "cniVersion": version.name(),
+                "interfaces": interfaces,
+                "ips": [ip],
+                "routes": [route],
+                "dns": {},
+            });
+            assert_eq!(success(version), expected);
+        }
+    }
+
+    #[test]
+    fn routes_go_by_their_own_gateway_else_that_of_their_family() {
+        let gateway = |family: IpAddr| match family {
+            IpAddr::V4(_) => "192.0.2.1".parse().unwrap(),
+            IpAddr::V6(_) => "fe80::1".parse().unwrap(),
+        };
+        let settled = |text: &str| {
+            let route: Route = serde_json::from_str(text).unwrap();
+            route.settled(gateway).map(|route| route.gateway)
+        };
+        let gateway_of = |text| settled(text).unwrap().map(|gateway| gateway.to_string());
+        assert_eq!(
+            gateway_of(r#"{"dst": "0.0.0.0/0"}"#).as_deref(),
+            Some("192.0.2.1")
+        );
+        assert_eq!(gateway_of(r#"{"dst": "::/0"}"#).as_deref(), Some("fe80::1"));
+        let own = r#"{"dst": "198.51.100.0/24", "gw": "192.0.2.9"}"#;
+        assert_eq!(gateway_of(own).as_deref(), Some("192.0.2.9"));
+        assert_eq!(gateway_of(r#"{"dst": "192.0.2.0/24", "scope": 253}"#), None);
+        assert_eq!(settled(r#"{"dst": "all"}"#).unwrap_err().code, code::DECODE);
+    }
+}

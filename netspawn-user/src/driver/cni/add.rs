@@ -108,7 +108,7 @@ fn connect(
     let attachment = call.attachment(target, port, ipam, machine);
     if let Err(error) = serve(call, &attachment) {
         link::remove(&name);
-        call.host.settle();
+        call.host.withdraw(&error);
         return Err(error);
     }
     let success = Success {
@@ -153,13 +153,18 @@ pub fn serve(call: &Call<'_>, attachment: &Attachment) -> Result<(), Error> {
 /// A container as the data plane is to have it.
 pub fn machine(call: &Call<'_>, target: &Target, port: &str, addresses: Vec<IpNet>) -> Machine {
     let arg = |key| target.arg(key).filter(|value| !value.is_empty());
-    let (mut name, what) = match (arg("K8S_POD_NAMESPACE"), arg("K8S_POD_NAME")) {
-        (Some(namespace), Some(pod)) => (format!("{namespace}.{pod}"), "pod"),
-        _ => (short(&target.container).to_owned(), "container"),
-    };
-    let origin = match what {
-        "pod" => format!("pod {name}"),
-        _ => format!("container {}", target.container),
+    let (mut name, origin) = match (arg("K8S_POD_NAMESPACE"), arg("K8S_POD_NAME")) {
+        (Some(namespace), Some(pod)) => {
+            let name = format!("{namespace}.{pod}");
+            let origin = format!("pod {name}");
+            (name, origin)
+        }
+        // podman tells a container's name by that alone.
+        (None, Some(name)) => (name.to_owned(), format!("container {name}")),
+        _ => {
+            let id = &target.container;
+            (short(id).to_owned(), format!("container {id}"))
+        }
     };
     if target.ifname != FIRST {
         name = format!("{name}.{}", target.ifname);
@@ -181,5 +186,17 @@ fn short(id: &str) -> &str {
     match id.get(..DIGITS) {
         Some(start) if id.bytes().all(|byte| byte.is_ascii_hexdigit()) => start,
         _ => id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn digits_are_cut_and_names_are_not() {
+        assert_eq!(short("0123456789abcdef"), "0123456789ab");
+        assert_eq!(short("0123456789"), "0123456789");
+        assert_eq!(short("default-web-server"), "default-web-server");
     }
 }
