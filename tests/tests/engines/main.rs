@@ -2,4 +2,5 @@
 
 mod containerd;
 mod docker;
+mod incus;
 mod scenario;
