@@ -30,6 +30,8 @@ const ENGINES: &[(&str, bool)] = &[
     ("docker", true),
     ("docker_scale", false),
     ("incus", true),
+    ("libvirt", false),
+    ("lxc", false),
     ("podman", false),
 ];
 

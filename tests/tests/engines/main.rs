@@ -3,4 +3,6 @@
 mod containerd;
 mod docker;
 mod incus;
+mod libvirt;
+mod lxc;
 mod scenario;
