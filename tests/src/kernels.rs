@@ -395,7 +395,44 @@ impl<'a> Guest<'a> {
     /// bpf file system and `lo` are there.
     ///
     /// Fails if the guest does not come to the script's end within `limit`.
-    pub fn run(mut self, script: &str, limit: Duration) -> Result<Report> {
+    pub fn run(self, script: &str, limit: Duration) -> Result<Report> {
+        let guest = self.ready(script)?;
+        let dir = Workdir::new()?;
+        let initrd = dir.path().join("initrd");
+        fs::write(&initrd, guest.archive()?)?;
+        // Emulation fails at random before a script begins, with kernels that patch their
+        // own code while they boot.
+        let mut tries = 1..=3;
+        let console = loop {
+            match guest.boot(&initrd, limit) {
+                Ok(console) => break console,
+                Err(error) if tries.next() < Some(3) => {
+                    eprintln!("{error:#}\nbooting it again");
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let (console, status) = console
+            .split_once(STATUS)
+            .with_context(|| format!("the guest's script has no end\n{console}"))?;
+        let status = status.lines().next().unwrap_or_default().trim();
+        Ok(Report {
+            status: status
+                .parse()
+                .with_context(|| format!("status `{status}`"))?,
+            console: console.trim().to_owned(),
+        })
+    }
+
+    /// The kernel, and an initial file system in which that script is run, for another
+    /// to boot.
+    pub fn image(self, script: &str) -> Result<(PathBuf, Vec<u8>)> {
+        let guest = self.ready(script)?;
+        Ok((guest.kernel.folder.join("vmlinuz"), guest.archive()?))
+    }
+
+    /// With all that a boot needs.
+    fn ready(mut self, script: &str) -> Result<Self> {
         let busybox = find_program("busybox")?;
         self = self.program("busybox", &busybox)?;
         // In busybox's own shell its commands go before programs of the same name.
@@ -416,35 +453,9 @@ impl<'a> Guest<'a> {
              poweroff -f\n",
             self.modules.join(" ")
         );
-        self = self
+        Ok(self
             .file("/init", 0o755, init.replace("\n             ", "\n"))
-            .file("/script", 0o644, script);
-
-        let dir = Workdir::new()?;
-        let initrd = dir.path().join("initrd");
-        fs::write(&initrd, self.archive()?)?;
-        // Emulation fails at random before a script begins, with kernels that patch their
-        // own code while they boot.
-        let mut tries = 1..=3;
-        let console = loop {
-            match self.boot(&initrd, limit) {
-                Ok(console) => break console,
-                Err(error) if tries.next() < Some(3) => {
-                    eprintln!("{error:#}\nbooting it again");
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        let (console, status) = console
-            .split_once(STATUS)
-            .with_context(|| format!("the guest's script has no end\n{console}"))?;
-        let status = status.lines().next().unwrap_or_default().trim();
-        Ok(Report {
-            status: status
-                .parse()
-                .with_context(|| format!("status `{status}`"))?,
-            console: console.trim().to_owned(),
-        })
+            .file("/script", 0o644, script))
     }
 
     /// Boots once; what it printed from the script's beginning on.

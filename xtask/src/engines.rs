@@ -29,6 +29,9 @@ const ENGINES: &[(&str, bool)] = &[
     ("containerd", true),
     ("docker", true),
     ("docker_scale", false),
+    ("incus", true),
+    ("libvirt", false),
+    ("lxc", false),
     ("podman", false),
 ];
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{Facts, Finding, decide, machines::prefix_text, rules::*, run, sum_up};
 use crate::{
     registry::{HOST_HOLDER, Machine},
-    source::kernel::PRIVATE,
+    source::kernel::is_private,
 };
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
@@ -127,7 +127,7 @@ fn texts<'a>(found: &'a [(&Machine, &IpNet)]) -> impl Iterator<Item = String> + 
 
 fn private(facts: &Facts) -> Option<Finding> {
     let found: Vec<_> = prefixes(facts)
-        .filter(|(_, prefix)| PRIVATE.iter().any(|private| private.contains(*prefix)))
+        .filter(|(_, prefix)| is_private(prefix))
         // Unique local ones are judged machine by machine.
         .filter(|(_, prefix)| prefix.addr().is_ipv4() && !on_link(facts, prefix))
         .collect();
@@ -144,7 +144,7 @@ fn private(facts: &Facts) -> Option<Finding> {
 fn not_on_link(facts: &Facts) -> Option<Finding> {
     let found: Vec<_> = prefixes(facts)
         .filter(|(machine, _)| !facts.reached.contains(&machine.name))
-        .filter(|(_, prefix)| !PRIVATE.iter().any(|private| private.contains(*prefix)))
+        .filter(|(_, prefix)| !is_private(prefix))
         .filter(|(_, prefix)| !on_link(facts, prefix))
         .collect();
     let (_, link) = facts.links().next()?;

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Prefixes that are not routed between networks, unless these agree on it.
-pub(crate) const PRIVATE: [IpNet; 5] = [
+const PRIVATE: [IpNet; 5] = [
     IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8)),
     IpNet::V4(Ipv4Net::new_assert(
         std::net::Ipv4Addr::new(172, 16, 0, 0),
@@ -359,7 +359,7 @@ impl<'a> Surveyor<'a> {
                 .any(|(_, subnet)| subnet.trunc().contains(prefix))
                 || proxies.iter().any(|proxy| prefix.contains(&proxy.address))
         };
-        PRIVATE.iter().any(|private| private.contains(prefix)) && !asked_for()
+        is_private(prefix) && !asked_for()
     }
 
     /// Names the machines after their ports: as systemd-nspawn names ports
@@ -406,6 +406,11 @@ impl<'a> Surveyor<'a> {
         }
         survey.machines.sort_by(|a, b| a.name.cmp(&b.name));
     }
+}
+
+/// Whether a prefix is not routed between networks, so that it may be behind NAT.
+pub(crate) fn is_private(prefix: &IpNet) -> bool {
+    PRIVATE.iter().any(|private| private.contains(prefix))
 }
 
 /// Whether a machine can be behind it.

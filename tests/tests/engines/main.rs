@@ -3,5 +3,8 @@
 mod containerd;
 mod docker;
 mod docker_scale;
+mod incus;
+mod libvirt;
+mod lxc;
 mod podman;
 mod scenario;

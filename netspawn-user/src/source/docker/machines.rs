@@ -1,7 +1,7 @@
 //! From what Docker says of containers to machines.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::PathBuf,
 };
@@ -9,7 +9,7 @@ use std::{
 use bollard::models::{ContainerSummary, EndpointSettings};
 use ipnet::IpNet;
 
-use super::super::engine::{Machine, Place, Wrong};
+use super::super::engine::{Machine, Place, Wrong, each_sends_for_all};
 use crate::{driver::docker as driver, fields, problem::Fault};
 
 /// Labels of a container or an image.
@@ -124,20 +124,6 @@ pub fn of(
         },
         faults,
     }]
-}
-
-/// A container answers by its default route, whichever of its addresses was asked.
-fn each_sends_for_all(machines: &mut [Machine]) {
-    let all: BTreeSet<IpNet> = machines
-        .iter()
-        .flat_map(|machine| machine.addresses.iter().copied())
-        .collect();
-    for machine in machines {
-        let others = all
-            .iter()
-            .filter(|prefix| !machine.addresses.contains(prefix));
-        machine.sources = others.copied().collect();
-    }
 }
 
 /// A container's endpoints in networks of our driver: that of the network it was made

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
+    pin::Pin,
     time::Duration,
 };
 
@@ -28,6 +29,26 @@ const RESYNC: Duration = Duration::from_secs(30);
 /// How soon an engine that is gone is tried again at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
+/// An engine as something that can be asked or followed.
+struct Known {
+    source: Source,
+    list: fn() -> Task<Result<Vec<Machine>>>,
+    follow: fn(Follower) -> Task<()>,
+}
+
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The engines there are.
+const KNOWN: [Known; 3] = [known::<Docker>(), known::<Incus>(), known::<Libvirt>()];
+
+const fn known<E: Engine>() -> Known {
+    Known {
+        source: E::SOURCE,
+        list: || Box::pin(async { E::open().await?.machines().await }),
+        follow: |follower| Box::pin(follower.run::<E>()),
+    }
+}
+
 /// Asks the engines among the sources once, all at a time, and blocks for it. Those
 /// that do not answer are not in the result.
 pub fn ask(enabled: &BTreeSet<Source>) -> BTreeMap<Source, Vec<Machine>> {
@@ -36,16 +57,11 @@ pub fn ask(enabled: &BTreeSet<Source>) -> BTreeMap<Source, Vec<Machine>> {
         .build();
     match runtime {
         Ok(runtime) => runtime.block_on(async {
-            let mut answers = BTreeMap::new();
-            let (docker, incus, libvirt) = tokio::join!(
-                once::<Docker>(enabled),
-                once::<Incus>(enabled),
-                once::<Libvirt>(enabled)
-            );
-            answers.extend(docker);
-            answers.extend(incus);
-            answers.extend(libvirt);
-            answers
+            let asked = KNOWN
+                .iter()
+                .filter(|engine| enabled.contains(&engine.source));
+            let answers = asked.map(once).collect::<JoinSet<_>>().join_all().await;
+            answers.into_iter().flatten().collect()
         }),
         Err(error) => {
             tracing::debug!("cannot ask engines: {error}");
@@ -54,14 +70,10 @@ pub fn ask(enabled: &BTreeSet<Source>) -> BTreeMap<Source, Vec<Machine>> {
     }
 }
 
-async fn once<E: Engine>(enabled: &BTreeSet<Source>) -> Option<(Source, Vec<Machine>)> {
-    if !enabled.contains(&E::SOURCE) {
-        return None;
-    }
-    let name = E::SOURCE.name();
-    let listed = async { E::open().await?.machines().await };
-    match timeout(FIRST, listed).await {
-        Ok(Ok(machines)) => Some((E::SOURCE, machines)),
+async fn once(engine: &Known) -> Option<(Source, Vec<Machine>)> {
+    let name = engine.source.name();
+    match timeout(FIRST, (engine.list)()).await {
+        Ok(Ok(machines)) => Some((engine.source, machines)),
         Ok(Err(error)) => {
             tracing::debug!("{name} is not asked: {error:#}");
             None
@@ -85,19 +97,14 @@ impl Engines {
     pub fn follow(run_dir: &Path, enabled: &BTreeSet<Source>) -> Self {
         let mut tasks = JoinSet::new();
         let (tell, told) = unbounded_channel();
-        let start = |source| {
-            enabled
-                .contains(&source)
-                .then(|| Follower::new(source, run_dir, &tell))
-        };
-        if let Some(follower) = start(Source::Docker) {
-            tasks.spawn(follower.run::<Docker>());
-        }
-        if let Some(follower) = start(Source::Incus) {
-            tasks.spawn(follower.run::<Incus>());
-        }
-        if let Some(follower) = start(Source::Libvirt) {
-            tasks.spawn(follower.run::<Libvirt>());
+        for engine in &KNOWN {
+            if enabled.contains(&engine.source) {
+                tasks.spawn((engine.follow)(Follower::new(
+                    engine.source,
+                    run_dir,
+                    &tell,
+                )));
+            }
         }
         Engines {
             _tasks: tasks,

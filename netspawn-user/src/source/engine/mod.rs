@@ -10,7 +10,7 @@ mod places;
 mod record;
 pub(super) mod socket;
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -85,8 +85,7 @@ pub struct Machine {
     pub mac: Option<Mac>,
     /// Where its port is found.
     pub place: Place,
-    /// What is wrong with what the engine has of it. With any, the machine keeps what
-    /// it holds and gets nothing new.
+    /// What is wrong with what the engine has of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Wrong>,
 }
@@ -108,7 +107,8 @@ pub enum Place {
     },
 }
 
-/// A [`Fault`] in what an engine has of a machine.
+/// A [`Fault`] in what an engine has of a machine, which keeps what it holds then and
+/// gets nothing new.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wrong {
     /// The label, key or element.
@@ -117,6 +117,9 @@ pub struct Wrong {
     pub message: String,
     /// What to do next.
     pub remedy: String,
+    /// Whether the field is left out instead, and the rest counts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
 }
 
 impl Wrong {
@@ -126,6 +129,16 @@ impl Wrong {
             field: field.to_owned(),
             message: fault.message,
             remedy: fault.remedy,
+            left_out: false,
+        }
+    }
+
+    /// A field that is left out: what it asks for is not to be had, also by a machine
+    /// that holds it already.
+    pub fn left_out(field: &str, fault: Fault) -> Self {
+        Wrong {
+            left_out: true,
+            ..Wrong::new(field, fault)
         }
     }
 }
@@ -136,6 +149,20 @@ impl fmt::Display for Place {
             Place::Link(name) => f.write_str(name),
             Place::Namespace { path, .. } => write!(f, "{}", path.display()),
         }
+    }
+}
+
+/// A machine answers by its default route, whichever of its addresses was asked.
+pub(super) fn each_sends_for_all(machines: &mut [Machine]) {
+    let all: BTreeSet<IpNet> = machines
+        .iter()
+        .flat_map(|machine| machine.addresses.iter().copied())
+        .collect();
+    for machine in machines {
+        let others = all
+            .iter()
+            .filter(|prefix| !machine.addresses.contains(prefix));
+        machine.sources = others.copied().collect();
     }
 }
 
@@ -153,13 +180,17 @@ pub(super) fn lay(
         let name = taken.name(&machine.name, source, layers);
         let path = PathBuf::from(format!("{} {}", source.name(), machine.origin));
         places.push((name.clone(), machine.place));
-        if !machine.faults.is_empty() {
-            let problems = machine.faults.into_iter().map(|wrong| {
-                Fault::new(wrong.message, wrong.remedy).at(&path, None, Some(&wrong.field))
-            });
+        let usable = machine.faults.iter().all(|wrong| wrong.left_out);
+        let problems = machine.faults.into_iter().map(|wrong| {
+            Fault::new(wrong.message, wrong.remedy).at(&path, None, Some(&wrong.field))
+        });
+        if !usable {
             let problems = problems.collect();
             layers.unusable(name, kind, path, problems);
             continue;
+        }
+        for problem in problems {
+            layers.problem(problem);
         }
         if machine.addresses.is_empty() {
             continue;

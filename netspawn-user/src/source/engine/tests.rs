@@ -138,3 +138,28 @@ fn port_found_by_name_follows_the_link() {
     host.links.insert(9, link);
     assert_eq!(places.ports(&host)["web"], Some(9));
 }
+
+#[test]
+fn faults_keep_a_machine_as_it_was_and_what_is_refused_is_left_out() {
+    let dirs = Dirs::new();
+    let mut sources = dirs.sources();
+    let fault = || Fault::new("is wrong", "mend it");
+    let mut first = machine("web", &["203.0.113.2/32", "203.0.113.3/32"]);
+    dirs.keep(Source::Docker, std::slice::from_ref(&first));
+    sources.read(&Host::default());
+
+    first.addresses.pop();
+    first.faults = vec![Wrong::new("label", fault())];
+    dirs.keep(Source::Docker, std::slice::from_ref(&first));
+    let snapshot = sources.read(&Host::default());
+    assert_eq!(snapshot.declarations["web"].addresses.len(), 2);
+
+    first.faults = vec![Wrong::left_out("label", fault())];
+    dirs.keep(Source::Docker, &[first]);
+    let snapshot = sources.read(&Host::default());
+    assert_eq!(snapshot.declarations["web"].addresses.len(), 1);
+    assert_eq!(
+        snapshot.problems[0].to_string(),
+        "docker container web: label: is wrong; mend it"
+    );
+}
