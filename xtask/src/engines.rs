@@ -29,6 +29,7 @@ const ENGINES: &[(&str, bool)] = &[
     ("containerd", true),
     ("docker", true),
     ("docker_scale", false),
+    ("kubernetes", false),
     ("podman", false),
 ];
 

@@ -2,4 +2,5 @@
 
 mod containerd;
 mod docker;
+mod kubernetes;
 mod scenario;
