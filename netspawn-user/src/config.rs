@@ -8,6 +8,7 @@
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
+use ipnet::IpNet;
 use netspawn_ebpf::abi::{DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, settings_flag};
 
 use crate::{
@@ -44,17 +45,19 @@ pub enum HostAccess {
 }
 
 /// `[policy]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// `isolation`.
     pub isolation: Isolation,
     /// `host`.
     pub host: HostAccess,
+    /// `via-host`: what machines send there is the host's stack's to handle.
+    pub via_host: Vec<IpNet>,
 }
 
 impl Policy {
     /// Its [`settings_flag`] bits.
-    pub fn flags(self) -> u32 {
+    pub fn flags(&self) -> u32 {
         let mut flags = 0;
         if self.isolation == Isolation::Route {
             flags |= settings_flag::ISOLATION_ROUTE;
@@ -139,7 +142,7 @@ const ATTACH_KEYS: &[&str] = &[
     "max-addresses",
 ];
 /// Keys of `[policy]`.
-const POLICY_KEYS: &[&str] = &["isolation", "host"];
+const POLICY_KEYS: &[&str] = &["isolation", "host", "via-host"];
 
 fn attach<'t>(document: &mut Document<'t>, section: &Value<'t>) -> AttachDefaults {
     let mut defaults = AttachDefaults::default();
@@ -152,7 +155,7 @@ fn attach<'t>(document: &mut Document<'t>, section: &Value<'t>) -> AttachDefault
         match name {
             "uplinks" => {
                 defaults.uplinks = document
-                    .strings(
+                    .some_strings(
                         &field,
                         value,
                         "uplinks = [\"eth0\"]",
@@ -167,7 +170,7 @@ fn attach<'t>(document: &mut Document<'t>, section: &Value<'t>) -> AttachDefault
                 });
             }
             "source" => {
-                defaults.source = document.strings(
+                defaults.source = document.some_strings(
                     &field,
                     value,
                     "source = [\"files\", \"machined\"]",
@@ -215,6 +218,16 @@ fn policy<'t>(document: &mut Document<'t>, section: &Value<'t>) -> Policy {
                     .string(&field, value, "host = \"allow\"", |text| {
                         one_of(text, &known)
                     })
+                    .unwrap_or_default();
+            }
+            "via-host" => {
+                policy.via_host = document
+                    .strings(
+                        &field,
+                        value,
+                        "via-host = [\"10.96.0.0/16\"]",
+                        fields::prefix,
+                    )
                     .unwrap_or_default();
             }
             _ => document.unknown(&field, key.span(), name, POLICY_KEYS),
@@ -351,7 +364,8 @@ mod tests {
         let config = parse(
             "[attach]\nuplinks = [\"eth0\", \"eth1\"]\nmode = \"tc\"\nsource = [\"files\"]\n\
              metrics = \"unix:/run/metrics.sock\"\nmax-machines = 10\nmax-addresses = 20\n\
-             [policy]\nisolation = \"route\"\nhost = \"deny\"\n",
+             [policy]\nisolation = \"route\"\nhost = \"deny\"\n\
+             via-host = [\"10.96.0.0/16\", \"fd00:96::/112\"]\n",
         )
         .unwrap();
         assert_eq!(config.attach.uplinks, ["eth0", "eth1"]);
@@ -367,6 +381,8 @@ mod tests {
             config.policy.flags(),
             settings_flag::ISOLATION_ROUTE | settings_flag::HOST_DENY
         );
+        let via_host = ["10.96.0.0/16", "fd00:96::/112"].map(|text| text.parse().unwrap());
+        assert_eq!(config.policy.via_host, via_host);
     }
 
     #[test]

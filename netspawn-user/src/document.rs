@@ -205,7 +205,24 @@ impl<'t> Document<'t> {
         boolean
     }
 
-    /// A list of strings, each through `check`; not empty, nothing twice.
+    /// As [`Document::strings`], not empty.
+    pub fn some_strings<T: Ord + Clone>(
+        &mut self,
+        field: &str,
+        value: &Value<'_>,
+        example: &str,
+        check: impl Fn(&str) -> Result<T, Fault>,
+    ) -> Option<Vec<T>> {
+        let values = self.strings(field, value, example, check)?;
+        if values.is_empty() {
+            let fault = Fault::new("the list is empty", format!("write {example}"));
+            self.fault(field, value.span(), fault);
+            return None;
+        }
+        Some(values)
+    }
+
+    /// A list of strings, each through `check`; nothing twice.
     pub fn strings<T: Ord + Clone>(
         &mut self,
         field: &str,
@@ -217,11 +234,6 @@ impl<'t> Document<'t> {
             self.expected(field, value, "a list of strings", example);
             return None;
         };
-        if array.is_empty() {
-            let fault = Fault::new("the list is empty", format!("write {example}"));
-            self.fault(field, value.span(), fault);
-            return None;
-        }
         let before = self.problems.len();
         let mut values = Vec::with_capacity(array.len());
         let mut seen = BTreeSet::new();

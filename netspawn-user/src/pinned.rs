@@ -58,6 +58,10 @@ impl DataPlane for Pinned<'_> {
             agent: agent.map(AgentReport::from),
             sources,
             registered,
+            // What is wrong in the file is told by those who act on it.
+            policy: Config::load(&self.0.config_dir)
+                .map(|config| config.policy)
+                .unwrap_or_default(),
         };
         if let Some(mut plane) = Plane::open(&self.0.bpf_dir)? {
             let maps = plane.maps();
@@ -101,7 +105,7 @@ impl DataPlane for Pinned<'_> {
                 let desired = plane.sync(&Wanted {
                     snapshot: &snapshot,
                     host: &host,
-                    policy: config.policy,
+                    policy: &config.policy,
                     deadline: agent::deadline(),
                 })?;
                 let served = Served::of(plane.state(), Some(&host));

@@ -9,9 +9,11 @@
 //! of higher rank gets it, then the bytewise smaller name. A port that several
 //! machines name goes by the same rule.
 //!
-//! No machine gets an address of the host, the network or broadcast address of
+//! No machine gets an address of the host, a prefix of `via-host`, the network or broadcast address of
 //! a subnet of the host, or a prefix with the gateway of an uplink's route in
 //! it: answering for those would cut the host off.
+
+mod via_host;
 
 use std::{
     borrow::Cow,
@@ -59,7 +61,7 @@ pub struct Inputs<'a> {
     /// ifindexes of ports whose machine's end takes XDP frames.
     pub xdp_ports: &'a BTreeSet<u32>,
     /// What machines may do.
-    pub policy: Policy,
+    pub policy: &'a Policy,
     /// What the maps hold now.
     pub held: &'a State,
     /// Room in the maps.
@@ -542,6 +544,13 @@ impl<'a> Resolver<'a> {
         let own = self.host_addresses();
         let subnets = self.subnet_addresses();
         let gateways = self.gateways();
+        let (via_host, problems) = via_host::usable(
+            &self.inputs.policy.via_host,
+            self.inputs.host,
+            &gateways,
+            |ifindex| self.leads_to_uplink(ifindex),
+        );
+        self.problems.extend(problems);
         let gateway_in = |prefix: &IpNet| {
             gateways
                 .range(prefix.network()..=prefix.broadcast())
@@ -554,6 +563,8 @@ impl<'a> Resolver<'a> {
             for prefix in &candidate.declaration.addresses {
                 let why = if own.contains(prefix) {
                     "is an address of the host".to_owned()
+                } else if via_host.contains(prefix) {
+                    "is the host's by `via-host` in netspawn.toml".to_owned()
                 } else if subnets.contains(prefix) {
                     "is the network or broadcast address of a subnet of the host".to_owned()
                 } else if let Some(gateway) = gateway_in(prefix) {
@@ -584,9 +595,9 @@ impl<'a> Resolver<'a> {
             *used <= self.inputs.limits.max_addresses
         };
         let mut left_out: BTreeMap<usize, usize> = BTreeMap::new();
-        for address in own {
-            if fits(&address) {
-                state.addresses.insert(address, HOST);
+        for prefix in own.into_iter().chain(via_host) {
+            if fits(&prefix) {
+                state.addresses.insert(prefix, HOST);
             }
         }
         // What is held is first to find room, so that a machine too many takes

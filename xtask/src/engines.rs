@@ -30,6 +30,7 @@ const ENGINES: &[(&str, bool)] = &[
     ("docker", true),
     ("docker_scale", false),
     ("incus", true),
+    ("kubernetes", false),
     ("libvirt", false),
     ("lxc", false),
     ("podman", false),

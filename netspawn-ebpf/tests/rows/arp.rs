@@ -119,6 +119,12 @@ fn uplink() -> Vec<Row> {
             ForHost,
         ),
         Row::pass(
+            "A5 request for what is via the host",
+            at,
+            asks(VIRTUAL4).padded(0),
+            ForHost,
+        ),
+        Row::pass(
             "A5 reply to the host",
             at,
             Arp::who_has(ASKER4, UPLINK, HOST4).is_at(ASKER).padded(0),

@@ -160,6 +160,12 @@ fn network4() -> Vec<Row> {
         ),
         drop("F7 source is the host's", from(HOST4), MartianSource, WEB),
         drop(
+            "F7 source is via the host",
+            from(VIRTUAL4),
+            MartianSource,
+            WEB,
+        ),
+        drop(
             "F7 source is in a machine's prefix",
             from(INSIDE4),
             MartianSource,
@@ -194,6 +200,7 @@ fn network4() -> Vec<Row> {
         .told(Told::HostUnreachable),
         Row::pass("F10 nobody's", at, to4(FREE4).frame(), NotOwned),
         Row::pass("F10 the host's", at, to4(HOST4).frame(), ForHost),
+        Row::pass("F10 via the host", at, to4(VIRTUAL4).frame(), ForHost),
         Row::pass(
             "F10 TTL 1, not ours to count",
             at,
@@ -307,6 +314,12 @@ fn network6() -> Vec<Row> {
         ),
         drop("F7 source is the host's", from(HOST6), MartianSource, WEB),
         drop(
+            "F7 source is via the host",
+            from(VIRTUAL6),
+            MartianSource,
+            WEB,
+        ),
+        drop(
             "F7 source is in a machine's prefix",
             from(INSIDE6),
             MartianSource,
@@ -351,6 +364,7 @@ fn network6() -> Vec<Row> {
         .told(Told::HostUnreachable),
         Row::pass("F10 nobody's", at, to6(FREE6).frame(), NotOwned),
         Row::pass("F10 the host's", at, to6(HOST6).frame(), ForHost),
+        Row::pass("F10 via the host", at, to6(VIRTUAL6).frame(), ForHost),
         Row::pass(
             "F10 to another station's MAC",
             at,
@@ -515,6 +529,12 @@ fn host() -> Vec<Row> {
             at,
             to6(ASKER6).frame(),
             NotOwned,
+        ),
+        Row::pass(
+            "the host to what is via itself",
+            at,
+            to4(VIRTUAL4).frame(),
+            ForHost,
         ),
     ]
 }

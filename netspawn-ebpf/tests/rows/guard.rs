@@ -78,6 +78,11 @@ fn source() -> Vec<Row> {
         drop4("G1 nobody's source", from4(FREE4, FAR4), SpoofedSource),
         drop4("G1 the host's source", from4(HOST4, FAR4), SpoofedSource),
         drop4(
+            "G1 a source that is via the host",
+            from4(VIRTUAL4, FAR4),
+            SpoofedSource,
+        ),
+        drop4(
             "G1 source 0.0.0.0, no DHCP",
             from4([0; 4], FAR4),
             SpoofedSource,
@@ -120,6 +125,11 @@ fn source() -> Vec<Row> {
         ),
         drop6("G1 nobody's source", from6(FREE6, FAR6), SpoofedSource),
         drop6("G1 the host's source", from6(HOST6, FAR6), SpoofedSource),
+        drop6(
+            "G1 a source that is via the host",
+            from6(VIRTUAL6, FAR6),
+            SpoofedSource,
+        ),
         drop6("G1 no source", from6([0; 16], FAR6), SpoofedSource),
         drop6(
             "G1 a part of its prefix that another has",
@@ -404,8 +414,26 @@ fn host() -> Vec<Row> {
             nobody,
             to_uplink6,
         ),
+        Row::forward(
+            "G5 via the host, IPv4",
+            AT,
+            to4(VIRTUAL4).frame(),
+            ForwardedOut,
+            nobody,
+            to4(VIRTUAL4).via(mac(WEB), UPLINK).frame(),
+        ),
+        Row::forward(
+            "G5 via the host, IPv6",
+            AT,
+            to6(VIRTUAL6).frame(),
+            ForwardedOut,
+            nobody,
+            to6(VIRTUAL6).via(mac(WEB), UPLINK).frame(),
+        ),
         drop4("G5 policy deny, IPv4", to4(HOST4), HostDenied).policy(deny),
         drop6("G5 policy deny, IPv6", to6(HOST6), HostDenied).policy(deny),
+        drop4("G5 policy deny, via the host", to4(VIRTUAL4), HostDenied).policy(deny),
+        drop6("G5 policy deny, via the host", to6(VIRTUAL6), HostDenied).policy(deny),
         drop4(
             "G5 no route back to its source",
             from4(INSIDE4, HOST4),

@@ -163,6 +163,12 @@ fn uplink() -> Vec<Row> {
             Reason::ForHost,
         ),
         Row::pass(
+            "N8 what is via the host",
+            at,
+            asks(VIRTUAL6).frame(),
+            Reason::ForHost,
+        ),
+        Row::pass(
             "N1 to another station's MAC",
             at,
             Icmp6 {

@@ -35,6 +35,9 @@ pub const ASKER6: Ipv6 = v6(1);
 /// The host's own addresses.
 pub const HOST4: Ipv4 = [203, 0, 113, 10];
 pub const HOST6: Ipv6 = v6(0x10);
+/// In prefixes of the host, whose stack knows what to do with them: services, for instance.
+pub const VIRTUAL4: Ipv4 = [10, 96, 0, 1];
+pub const VIRTUAL6: Ipv6 = [0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 /// The next hop of the host's routes.
 pub const ROUTER: Mac = [2, 0, 0, 0, 0, 0xfe];
 /// Beyond the next hop.
@@ -138,6 +141,7 @@ pub fn uplink() -> Uplink {
 pub fn prefixes4() -> Vec<(Ipv4, u32, Owner)> {
     let mut all: Vec<_> = MACHINES.iter().map(|&id| (ip4(id), 32, id)).collect();
     all.push((HOST4, 32, HOST));
+    all.push(([10, 96, 0, 0], 16, HOST));
     all.push(([198, 18, 0, 0], 24, WEB));
     all.push(([198, 18, 0, 128], 25, DB));
     all
@@ -147,8 +151,11 @@ pub fn prefixes4() -> Vec<(Ipv4, u32, Owner)> {
 pub fn prefixes6() -> Vec<(Ipv6, u32, Owner)> {
     let mut prefix = INSIDE6;
     prefix[15] = 0;
+    let mut services = VIRTUAL6;
+    services[15] = 0;
     let mut all: Vec<_> = MACHINES.iter().map(|&id| (ip6(id), 128, id)).collect();
     all.push((HOST6, 128, HOST));
+    all.push((services, 112, HOST));
     all.push((prefix, 64, WEB));
     all.push((CARVED6, 128, DB));
     all

@@ -325,7 +325,7 @@ impl Agent {
         let result = self.plane.sync(&Wanted {
             snapshot: &self.snapshot,
             host: self.observer.host(),
-            policy: self.policy,
+            policy: &self.policy,
             deadline: self.deadline,
         });
         if let Some(metrics) = &self.metrics {

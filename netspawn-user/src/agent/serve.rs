@@ -50,7 +50,7 @@ impl Agent {
                     &Wanted {
                         snapshot: &self.snapshot,
                         host: self.observer.host(),
-                        policy: self.policy,
+                        policy: &self.policy,
                         deadline: self.deadline,
                     },
                 )?;
@@ -109,7 +109,7 @@ impl Agent {
             &Wanted {
                 snapshot: &self.snapshot,
                 host,
-                policy: self.policy,
+                policy: &self.policy,
                 deadline: self.deadline,
             },
         )?;

@@ -181,6 +181,9 @@ rules! {
     FORWARDING_ON: Info Open "forwarding-on",
         "`ip_forward` or IPv6 forwarding is on.",
         "Machines do not need it; others on this host may.";
+    VIA_HOST_NOT_FORWARDED: Warning Open "via-host-not-forwarded",
+        "`via-host` names prefixes, and the host does not forward that family.",
+        "Machines reach there only what the host's own programs answer.";
     RP_FILTER: Warning Open "rp-filter",
         "`rp_filter` is strict, and the host's route to a machine is not by the uplink.",
         "The host drops what that machine sends to it.";

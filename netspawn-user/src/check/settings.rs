@@ -8,6 +8,7 @@ use crate::import::{off, set};
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(forwarding(facts));
+    found.extend(via_host(facts));
     found.extend(rp_filter(facts));
     for (rule, family, setting) in [
         (PROXY_ARP_ON, "ipv4", "proxy_arp"),
@@ -23,9 +24,41 @@ fn is_on(facts: &Facts, key: &str) -> bool {
     facts.setting(key).is_some_and(|value| value != "0")
 }
 
+/// The settings that let the host forward, and whether `via-host` asks for it.
+fn forwards(facts: &Facts) -> [(&'static str, bool); 2] {
+    let wanted = |v4| {
+        let mut prefixes = facts.via_host.iter();
+        prefixes.any(|prefix| prefix.addr().is_ipv4() == v4)
+    };
+    [
+        ("ipv4/ip_forward", wanted(true)),
+        ("ipv6/conf/all/forwarding", wanted(false)),
+    ]
+}
+
+fn via_host(facts: &Facts) -> Option<Finding> {
+    let off: Vec<&str> = forwards(facts)
+        .into_iter()
+        .filter(|(key, wanted)| *wanted && !is_on(facts, key))
+        .map(|(key, _)| key)
+        .collect();
+    (!off.is_empty()).then(|| {
+        let names: Vec<String> = off.iter().map(|key| key.replace('/', ".")).collect();
+        Finding::new(
+            VIA_HOST_NOT_FORWARDED,
+            "host",
+            format!("{} is off", names.join(" and ")),
+            run(off.iter().map(|key| set(key, "1"))),
+        )
+    })
+}
+
 fn forwarding(facts: &Facts) -> Option<Finding> {
-    let keys = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
-    let on: Vec<&str> = keys.into_iter().filter(|key| is_on(facts, key)).collect();
+    let on: Vec<&str> = forwards(facts)
+        .into_iter()
+        .filter(|(key, wanted)| !wanted && is_on(facts, key))
+        .map(|(key, _)| key)
+        .collect();
     let commands: Vec<String> = on.iter().map(|key| off((*key).to_owned())).collect();
     (!on.is_empty()).then(|| {
         let names: Vec<String> = on.iter().map(|key| key.replace('/', ".")).collect();

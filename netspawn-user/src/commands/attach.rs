@@ -219,7 +219,7 @@ fn attach(
         &Wanted {
             snapshot: &snapshot,
             host,
-            policy: config.policy,
+            policy: &config.policy,
             deadline: agent::deadline(),
         },
     )?;
@@ -328,7 +328,7 @@ fn dry_run(
         host,
         uplinks: &ifindexes,
         xdp_ports: &Default::default(),
-        policy: config.policy,
+        policy: &config.policy,
         held,
         limits: Limits {
             max_machines: settings.max_machines,

@@ -57,7 +57,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
                 &Wanted {
                     snapshot: &snapshot,
                     host: &host,
-                    policy,
+                    policy: &policy,
                     deadline: agent::deadline(),
                 },
             )?

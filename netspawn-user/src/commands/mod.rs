@@ -101,6 +101,8 @@ pub struct View {
     pub sources: BTreeSet<Source>,
     /// What machined says of links.
     pub registered: Registered,
+    /// What machines may do, as netspawn.toml says now.
+    pub policy: Policy,
 }
 
 impl View {
@@ -111,7 +113,7 @@ impl View {
             host: &self.host,
             uplinks: &self.uplinks.iter().map(|uplink| uplink.ifindex).collect(),
             xdp_ports: &BTreeSet::new(),
-            policy: Policy::default(),
+            policy: &self.policy,
             held: &self.held,
             limits: self.limits,
             deadline: 0,

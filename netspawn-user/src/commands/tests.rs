@@ -63,6 +63,7 @@ fn fake() -> Fake {
             troubles: Vec::new(),
             sources: [Source::Files].into(),
             registered: Registered::default(),
+            policy: Policy::default(),
         },
         fail: Cell::new(false),
     }

@@ -49,7 +49,7 @@ pub struct Wanted<'a> {
     /// The host's network.
     pub host: &'a Host,
     /// What machines may do.
-    pub policy: Policy,
+    pub policy: &'a Policy,
     /// Until when next hops resolved now are good (`CLOCK_MONOTONIC`, ns).
     pub deadline: u64,
 }

@@ -336,7 +336,7 @@ fn hints(world: &World, case: &Case, verdict: &Verdict<'_>) -> Vec<String> {
         },
         (Reason::EndpointDown, _) => hints.extend(not_up(verdict.id)),
         (Reason::ForHost, Some(to)) if owner == HOST => {
-            hints.push(format!("{to} is the host's own"));
+            hints.push(format!("{to} is {}", world.of_host(to)));
         }
         (Reason::VlanPass, _) if is_machine(owner) => {
             let vlan = world.machine(owner).map_or(0, |endpoint| endpoint.vlan);
@@ -362,7 +362,7 @@ fn hints(world: &World, case: &Case, verdict: &Verdict<'_>) -> Vec<String> {
         (Reason::SpoofedSource, _) => {
             if let Some(from) = from {
                 hints.push(match world.owner(from) {
-                    HOST => format!("{from} is the host's own"),
+                    HOST => format!("{from} is {}", world.of_host(from)),
                     id if is_machine(id) => format!("{from} is an address of {}", name(id)),
                     _ => format!(
                         "{from} is not declared for {}; `sources` in its file lets a machine send \

@@ -93,6 +93,16 @@ impl World {
             .unwrap_or(NOBODY)
     }
 
+    /// In what way an address whose owner is [`HOST`] is the host's.
+    pub fn of_host(&self, address: IpAddr) -> &'static str {
+        let mut own = self.host.addresses.iter();
+        if own.any(|(_, own)| own.addr() == address) {
+            "the host's own"
+        } else {
+            "the host's by `via-host` in netspawn.toml"
+        }
+    }
+
     /// The way to an address.
     pub fn route(&self, address: IpAddr) -> Option<&NextHop> {
         let index = prefixes(address).find_map(|net| self.state.routes.get(&net))?;

@@ -124,7 +124,7 @@ impl World {
             host: &self.host,
             uplinks: &self.uplinks,
             xdp_ports: &self.xdp_ports,
-            policy: self.policy,
+            policy: &self.policy,
             held: &self.held,
             limits: self.limits,
             deadline: 1000,
@@ -875,10 +875,63 @@ fn policy_becomes_settings() {
     world.policy = Policy {
         isolation: Isolation::Route,
         host: HostAccess::Deny,
+        via_host: Vec::new(),
     };
     assert_eq!(
         world.resolve().state.settings.flags,
         settings_flag::ISOLATION_ROUTE | settings_flag::HOST_DENY
+    );
+}
+
+#[test]
+fn via_host_is_the_hosts_but_for_longer_prefixes() {
+    let mut world = World::new();
+    world.policy.via_host = ["10.96.0.0/16", "fd00:96::/112", "192.0.2.64/26"]
+        .map(net)
+        .into();
+    world.declare("a", &["10.96.0.5", "10.0.0.0/8"]);
+    world.declare("b", &["fd00:96::/112"]);
+    let desired = world.settle();
+    for prefix in ["10.96.0.0/16", "fd00:96::/112", "192.0.2.64/26"] {
+        assert_eq!(desired.state.addresses[&net(prefix)], HOST, "{prefix}");
+    }
+    assert_eq!(desired.machine("a").conflicts, []);
+    assert_eq!(
+        desired.machine("b").conflicts,
+        [conflict("fd00:96::/112", HOST_HOLDER)]
+    );
+    assert_eq!(
+        desired.problems(),
+        [
+            "/etc/netspawn/machines/b.toml: addresses: fd00:96::/112 is the host's by `via-host` in \
+          netspawn.toml; remove it, or declare longer prefixes beside it"
+        ]
+    );
+    world.policy.via_host.clear();
+    let desired = world.resolve();
+    assert_eq!(desired.owner("fd00:96::/112").as_deref(), Some("b"));
+    assert_eq!(desired.problems(), [""; 0]);
+}
+
+#[test]
+fn via_host_cuts_off_no_station_of_the_network() {
+    let mut world = World::new();
+    let [subnet, wide, beyond] = ["192.0.2.0/24", "192.0.0.0/8", "10.0.0.0/8"].map(net);
+    world.host.routes.push(Route {
+        destination: net("10.5.0.0/16"),
+        ..world.host.routes[0]
+    });
+    world.policy.via_host = vec![subnet, wide, beyond, net("10.5.0.0/16")];
+    let desired = world.resolve();
+    let of_host = |prefix: IpNet| desired.state.addresses.get(&prefix) == Some(&HOST);
+    assert!(!of_host(subnet) && !of_host(wide) && !of_host(beyond));
+    assert!(of_host(net("10.5.0.0/16")), "the route to it is for itself");
+    let problems = desired.problems();
+    assert_eq!(problems.len(), 3);
+    assert_eq!(
+        problems[2],
+        "netspawn.toml: policy.via-host: 10.0.0.0/8 contains 10.5.0.0/16, which an uplink leads \
+         to: machines would get nothing from there; write longer prefixes beside it"
     );
 }
 

@@ -52,7 +52,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
                 );
             }
             "addresses" => {
-                keys.addresses = document.strings(
+                keys.addresses = document.some_strings(
                     field,
                     value,
                     "addresses = [\"203.0.113.2\", \"2001:db8:1::/64\"]",
@@ -73,8 +73,12 @@ pub fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
                 keys.any_mac = document.boolean(field, value, "any-mac = true");
             }
             "sources" => {
-                keys.sources =
-                    document.strings(field, value, "sources = [\"10.8.0.0/24\"]", fields::prefix);
+                keys.sources = document.some_strings(
+                    field,
+                    value,
+                    "sources = [\"10.8.0.0/24\"]",
+                    fields::prefix,
+                );
             }
             _ => document.unknown(field, key.span(), field, KNOWN),
         }

@@ -133,6 +133,10 @@ provoked! {
     forwarding_on: "forwarding-on", plain, |stage| {
         stage.lab.host.set_sysctl("net/ipv4/ip_forward", "1")
     }, Person(|stage| stage.lab.host.set_sysctl("net/ipv4/ip_forward", "0"));
+    via_host_not_forwarded: "via-host-not-forwarded", plain, |stage| {
+        let policy = "[policy]\nvia-host = [\"10.96.0.0/16\", \"fd00:96::/112\"]\n";
+        Ok(fs::write(stage.lab.config_dir().join("netspawn.toml"), policy)?)
+    }, Printed;
     rp_filter: "rp-filter", || machines().rp_filter(1).build(), astray, Printed;
     proxy_arp_on: "proxy-arp-on", plain, |stage| {
         stage.lab.host.set_sysctl("net/ipv4/conf/eth0/proxy_arp", "1")?;

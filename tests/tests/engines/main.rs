@@ -4,6 +4,7 @@ mod containerd;
 mod docker;
 mod docker_scale;
 mod incus;
+mod kubernetes;
 mod libvirt;
 mod lxc;
 mod podman;

@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 
 pub use firewall::{Chain, Firewall, LegacyTable, parse as parse_nft, saved_rules};
 pub use guests::{Guest, Guests};
@@ -27,7 +28,7 @@ use super::Area;
 use crate::{
     cli::{Global, Mode},
     commands::{DataPlane, View, declarations},
-    config::Config,
+    config::{Config, Policy},
     control::RunDir,
     datapath::pins::{Pins, Place},
     model::{Host, Link, Route, Unfollowed},
@@ -48,6 +49,8 @@ pub struct Facts {
     pub root: bool,
     /// The host's network.
     pub host: Host,
+    /// What `via-host` in netspawn.toml names.
+    pub via_host: Vec<IpNet>,
     /// Proxy neighbors and bridges.
     pub unfollowed: Unfollowed,
     /// Neighbors that did not answer when last asked (`NUD_FAILED`).
@@ -200,12 +203,13 @@ pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Re
         host: &view.host,
         uplinks: &facts.uplinks.iter().filter_map(|up| up.ifindex).collect(),
         xdp_ports: &BTreeSet::new(),
-        policy: config.policy,
+        policy: &config.policy,
         held: &view.held,
         limits: view.limits,
         deadline: 0,
     });
     facts.snapshot = snapshot;
+    facts.via_host = config.policy.via_host;
     if !root {
         // What others may not read is no fault of the file.
         facts.faults.retain(|line| !line.contains(DENIED));
@@ -253,6 +257,7 @@ fn nothing_attached(sources: BTreeSet<Source>) -> Result<View> {
         troubles: Vec::new(),
         sources,
         registered: Registered::default(),
+        policy: Policy::default(),
     })
 }
 
