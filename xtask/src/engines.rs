@@ -34,6 +34,7 @@ const ENGINES: &[(&str, bool)] = &[
     ("libvirt", false),
     ("lxc", false),
     ("podman", false),
+    ("tenants", true),
 ];
 
 /// Where the suite records what it has shown: engine, version and words, with tabs.

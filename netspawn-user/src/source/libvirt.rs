@@ -143,6 +143,7 @@ fn domain(text: &str) -> Result<Vec<Machine>, roxmltree::Error> {
                 Some(alias) if !first => format!("{name}.{alias}"),
                 _ => name.to_owned(),
             },
+            named_by_user: false,
             origin: format!("domain {name}"),
             addresses,
             sources: Vec::new(),

@@ -7,8 +7,9 @@ use crate::scenario::{Engine, SOON, Wanted, agent, kill_agent, report, shows, up
 
 pub const KIT: Kit = Kit {
     name: "docker",
-    recipe: 1,
-    packages: &["docker.io"],
+    recipe: 2,
+    // The plugins are for machines of containerd beside Docker's.
+    packages: &["docker.io", "containernetworking-plugins"],
     backports: &[],
     script: "",
 };

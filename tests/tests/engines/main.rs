@@ -9,3 +9,4 @@ mod libvirt;
 mod lxc;
 mod podman;
 mod scenario;
+mod tenants;

@@ -137,10 +137,11 @@ pub fn shows<E: Engine>(engine: &E) -> Result<()> {
         machine.is_silent(system)?;
     }
     ensure!(up(system)? == 0, "{}", report(system));
+    let lost = if E::LOSES_EVENTS { ", events lost" } else { "" };
     record(
         E::NAME,
         &engine.version()?,
-        "start, stop, 10 at once, agent killed, daemon restarted, events lost",
+        &format!("start, stop, 10 at once, agent killed, daemon restarted{lost}"),
     )
 }
 

@@ -153,6 +153,8 @@ pub fn serve(call: &Call<'_>, attachment: &Attachment) -> Result<(), Error> {
 /// A container as the data plane is to have it.
 pub fn machine(call: &Call<'_>, target: &Target, port: &str, addresses: Vec<IpNet>) -> Machine {
     let arg = |key| target.arg(key).filter(|value| !value.is_empty());
+    // Users of a cluster name their pods.
+    let named_by_user = arg("K8S_POD_NAMESPACE").is_some();
     let (mut name, origin) = match (arg("K8S_POD_NAMESPACE"), arg("K8S_POD_NAME")) {
         (Some(namespace), Some(pod)) => {
             let name = format!("{namespace}.{pod}");
@@ -171,6 +173,7 @@ pub fn machine(call: &Call<'_>, target: &Target, port: &str, addresses: Vec<IpNe
     }
     Machine {
         name,
+        named_by_user,
         origin,
         addresses,
         tenant: call.config.tenant.clone(),

@@ -226,6 +226,7 @@ mod tests {
             ipam: None,
             machine: Machine {
                 name: container.to_owned(),
+                named_by_user: false,
                 origin: String::new(),
                 addresses: Vec::new(),
                 tenant: None,

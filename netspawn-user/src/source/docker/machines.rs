@@ -72,7 +72,7 @@ pub fn of(
     let mut faults = Vec::new();
     let mut label = |key| {
         label(container, image, key)
-            .inspect_err(|fault| faults.push(Wrong::new(key, fault.clone())))
+            .inspect_err(|wrong| faults.push(wrong.clone()))
             .ok()
             .flatten()
     };
@@ -90,6 +90,7 @@ pub fn of(
                 .or_else(|| checked(driver::TENANT, fields::tenant(of_network?), &mut faults));
             Machine {
                 name: format!("{name}.{}", network.name),
+                named_by_user: false,
                 origin: format!("container {name}, network {}", network.name),
                 addresses: assigned(endpoint),
                 sources: Vec::new(),
@@ -112,6 +113,7 @@ pub fn of(
     let mac = primary(container).and_then(|endpoint| endpoint.mac_address.as_deref());
     vec![Machine {
         name: name.to_owned(),
+        named_by_user: false,
         origin: format!("container {name}"),
         addresses: addresses.unwrap_or_default(),
         sources: Vec::new(),
@@ -192,12 +194,13 @@ fn assigned(endpoint: &EndpointSettings) -> Vec<IpNet> {
         .collect()
 }
 
-/// What a label of a container's own says; empty is nothing.
+/// What a label of a container's own says; empty is nothing, and the image's is left
+/// out.
 fn label<'a>(
     container: &'a ContainerSummary,
     image: Option<&Labels>,
     key: &str,
-) -> Result<Option<&'a str>, Fault> {
+) -> Result<Option<&'a str>, Wrong> {
     let Some(value) = container.labels.as_ref().and_then(|labels| labels.get(key)) else {
         return Ok(None);
     };
@@ -208,15 +211,15 @@ fn label<'a>(
         "start the container with --label {key}=VALUE of its own, or with --label {key}= for none"
     );
     match image {
-        None => Err(Fault::new(
-            "its image is not there to tell whether this is the image's label, which does not \
-             count",
-            remedy,
-        )),
-        Some(image) if image.get(key) == Some(value) => Err(Fault::new(
-            format!("{value:?} is the image's label, which does not count"),
-            remedy,
-        )),
+        None => {
+            let what = "its image is not there to tell whether this is the image's label, which \
+                        does not count";
+            Err(Wrong::new(key, Fault::new(what, remedy)))
+        }
+        Some(image) if image.get(key) == Some(value) => {
+            let what = format!("{value:?} is the image's label, which does not count");
+            Err(Wrong::left_out(key, Fault::new(what, remedy)))
+        }
         Some(_) => Ok(Some(value)),
     }
 }

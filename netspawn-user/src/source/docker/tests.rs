@@ -120,6 +120,15 @@ fn labels_of_the_image_and_bad_ones_are_named() {
 }
 
 #[test]
+fn label_of_the_image_takes_nothing_from_what_the_network_has_assigned() {
+    let labels = json!({ "netspawn.tenant": "image" });
+    let (machines, _) = machines("pub", labels, &[("pub", "n1", 5)]);
+    assert!(machines[0].faults.iter().all(|wrong| wrong.left_out));
+    assert_eq!(machines[0].tenant, None);
+    assert!(!machines[0].addresses.is_empty());
+}
+
+#[test]
 fn networks_of_others_are_not_containers_of_their_own() {
     for (mode, own) in [
         ("host", false),

@@ -68,6 +68,10 @@ pub struct Machine {
     /// The engine's name for it; for a second interface `NAME.INTERFACE`. It need not
     /// be one that a machine can have here.
     pub name: String,
+    /// Whether the name was chosen by somebody whom the host's root need not trust, so
+    /// that no file is about it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub named_by_user: bool,
     /// What it is to the engine, for messages: `container web`.
     pub origin: String,
     /// Prefixes without host bits that the engine's administrator gave it. Without
@@ -177,7 +181,7 @@ pub(super) fn lay(
     let kind = source.kind();
     let mut places = Vec::with_capacity(machines.len());
     for machine in machines {
-        let name = taken.name(&machine.name, source, layers);
+        let name = taken.name(&machine.name, source, machine.named_by_user, layers);
         let path = PathBuf::from(format!("{} {}", source.name(), machine.origin));
         places.push((name.clone(), machine.place));
         let usable = machine.faults.iter().all(|wrong| wrong.left_out);

@@ -17,11 +17,21 @@ pub struct Taken(BTreeSet<String>);
 
 impl Taken {
     /// The name here of an engine's machine: its own, as far as that can be one. Files
-    /// of that name are about it. One that an engine of higher rank or systemd-nspawn
-    /// has already is followed by the engine's.
-    pub fn name(&mut self, wanted: &str, source: Source, layers: &Layers) -> String {
+    /// of that name are about it, unless it was `named_by_user`. One that an engine of
+    /// higher rank or systemd-nspawn has already is followed by the engine's.
+    pub fn name(
+        &mut self,
+        wanted: &str,
+        source: Source,
+        named_by_user: bool,
+        layers: &Layers,
+    ) -> String {
+        let others: &[SourceKind] = match named_by_user {
+            false => &[SourceKind::Nspawn],
+            true => &[SourceKind::Run, SourceKind::Config, SourceKind::Nspawn],
+        };
         let free = |taken: &Self, name: &str| {
-            !taken.0.contains(name) && !layers.names(name, SourceKind::Nspawn)
+            !taken.0.contains(name) && !others.iter().any(|kind| layers.names(name, *kind))
         };
         let mut name = usable(wanted);
         if !free(self, &name) {
@@ -68,9 +78,15 @@ mod tests {
     fn name_that_can_be_one_stays() {
         let mut taken = Taken::default();
         let layers = Layers::default();
-        assert_eq!(taken.name("web", Source::Docker, &layers), "web");
-        assert_eq!(taken.name("web", Source::Incus, &layers), "web.incus");
-        assert_eq!(taken.name("web", Source::Incus, &layers), "web.incus.2");
+        assert_eq!(taken.name("web", Source::Docker, false, &layers), "web");
+        assert_eq!(
+            taken.name("web", Source::Incus, false, &layers),
+            "web.incus"
+        );
+        assert_eq!(
+            taken.name("web", Source::Incus, false, &layers),
+            "web.incus.2"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
 fn machine(name: &str, addresses: &[&str]) -> Machine {
     Machine {
         name: name.to_owned(),
+        named_by_user: false,
         origin: format!("container {name}"),
         addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
         sources: Vec::new(),
@@ -80,6 +81,19 @@ fn file_of_that_name_is_about_it() {
     assert_eq!(snapshot.placed["web"], Some(7));
     assert!(!snapshot.declarations.contains_key("bare"));
     assert!(snapshot.problems.is_empty());
+}
+
+#[test]
+fn file_is_not_about_whom_a_user_has_called_so() {
+    let dirs = Dirs::new();
+    dirs.declare("a.b", "addresses = [\"203.0.113.9\"]\n");
+    let mut pod = machine("a.b", &["203.0.113.2/32"]);
+    pod.named_by_user = true;
+    dirs.keep(Source::Docker, &[pod]);
+    let snapshot = dirs.sources().read(&Host::default());
+    assert!(!snapshot.placed.contains_key("a.b"));
+    let pod = &snapshot.declarations["a.b.docker"];
+    assert_eq!(pod.addresses, ["203.0.113.2/32".parse().unwrap()]);
 }
 
 #[test]

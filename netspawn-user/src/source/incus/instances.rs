@@ -125,6 +125,7 @@ fn of_instance(instance: &Instance, project: &Config) -> Vec<Machine> {
                 true => name.clone(),
                 false => format!("{name}.{nic}"),
             },
+            named_by_user: restricted,
             origin: origin.clone(),
             addresses: Vec::new(),
             sources: Vec::new(),
