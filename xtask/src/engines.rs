@@ -42,11 +42,11 @@ pub fn record() -> PathBuf {
     target_dir().join("engines.tsv")
 }
 
-/// Runs those named, those of a whole run, or without a name all of them.
+/// Runs those named, or without a name all of them, one after the other.
 ///
 /// # Errors
 /// When one fails; the others are run first.
-pub fn run(names: &[String], whole: bool) -> Result<()> {
+pub fn run(names: &[String]) -> Result<()> {
     let known = || ENGINES.iter().map(|(name, _)| *name);
     if let Some(unknown) = names
         .iter()
@@ -56,26 +56,16 @@ pub fn run(names: &[String], whole: bool) -> Result<()> {
         bail!("no engine `{unknown}`: there are {}", known.join(", "));
     }
     let mut failed = Vec::new();
-    for (name, always) in ENGINES {
-        let named = names.iter().any(|other| other == name);
-        if !(named || names.is_empty() && (*always || !whole)) {
-            continue;
-        }
+    for name in known().filter(|name| names.is_empty() || names.iter().any(|other| other == name)) {
         step(format_args!("suite {SUITE}: {name}"));
         match fs::remove_file(record()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        let mut command = suite(SUITE);
-        command.env("NETSPAWN_ENGINES", record()).args([
-            "--",
-            "--test-threads=1",
-            &format!("{name}::"),
-        ]);
-        if let Err(error) = show(&mut command) {
+        if let Err(error) = modules(&[name], 1) {
             eprintln!("error: {error:#}");
-            failed.push(*name);
-        } else if !whole {
+            failed.push(name);
+        } else {
             write(Path::new(DOCUMENT))?;
         }
     }
@@ -83,6 +73,25 @@ pub fn run(names: &[String], whole: bool) -> Result<()> {
         bail!("failed: {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// Runs those of a whole run, which mostly wait, several tests at a time.
+///
+/// # Errors
+/// When one fails.
+pub fn run_always() -> Result<()> {
+    let always = ENGINES.iter().filter(|(_, always)| *always);
+    let names: Vec<&str> = always.map(|(name, _)| *name).collect();
+    modules(&names, 3)
+}
+
+fn modules(names: &[&str], threads: u32) -> Result<()> {
+    let mut command = suite(SUITE);
+    command
+        .env("NETSPAWN_ENGINES", record())
+        .args(["--", &format!("--test-threads={threads}")])
+        .args(names.iter().map(|name| format!("{name}::")));
+    show(&mut command)
 }
 
 /// Puts what was recorded into the document's table.

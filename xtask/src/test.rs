@@ -69,10 +69,10 @@ pub fn run(args: Args) -> Result<()> {
     let (kernels, protocol) = (named(KERNELS), protocol::RECORDING.into_iter().all(named));
     for suite in suites {
         step(format_args!("suite {suite}"));
-        let result = if suite == engines::SUITE {
-            engines::run(&names, whole)
-        } else {
-            run_suite(&suite)
+        let result = match suite.as_str() {
+            engines::SUITE if whole => engines::run_always(),
+            engines::SUITE => engines::run(&names),
+            _ => run_suite(&suite),
         };
         if let Err(error) = result {
             eprintln!("error: {error:#}");

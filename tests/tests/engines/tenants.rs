@@ -23,7 +23,7 @@ impl Member {
         system
             .cmd("nsenter")
             .args(["--target", &self.pid.to_string(), "--net"])
-            .args(["ping", "-n", "-c", "1", "-W", "1", address])
+            .args(["ping", "-n", "-c", "1", "-W", "0.3", address])
             .text()
             .is_ok()
     }
