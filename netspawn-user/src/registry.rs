@@ -9,9 +9,9 @@
 //! of higher rank gets it, then the bytewise smaller name. A port that several
 //! machines name goes by the same rule.
 //!
-//! No machine gets an address of the host, a prefix of `via-host`, the network or broadcast address of
-//! a subnet of the host, or a prefix with the gateway of an uplink's route in
-//! it: answering for those would cut the host off.
+//! No machine gets an address of the host, a prefix of `via-host`, the network or
+//! broadcast address of a subnet of the host, or a prefix with the gateway of an
+//! uplink's route in it: answering for those would cut the host off.
 
 mod via_host;
 

@@ -4,11 +4,7 @@
 //! the host (G5), and a packet from the network that has one of them as its source is
 //! spoofed (F7): such a prefix must not have stations of the network in it.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    net::IpAddr,
-    path::Path,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
 
@@ -28,8 +24,8 @@ pub(super) fn usable(
     host: &Host,
     gateways: &BTreeSet<IpAddr>,
     leads_to_uplink: impl Fn(u32) -> bool,
-) -> (HashSet<IpNet>, Vec<Problem>) {
-    let mut used = HashSet::new();
+) -> (BTreeSet<IpNet>, Vec<Problem>) {
+    let mut used = BTreeSet::new();
     let mut problems = Vec::new();
     for prefix in wanted {
         match station(prefix, host, gateways, &leads_to_uplink) {

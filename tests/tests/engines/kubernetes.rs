@@ -206,7 +206,8 @@ fn network() -> String {
     format!(
         r#"{{"cniVersion": "1.0.0", "name": "pods", "plugins": [{{
             "type": "netspawn-cni",
-            "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{v4}"}}], [{{"subnet": "{v6}"}}]]}}
+            "ipam": {{"type": "host-local", "dataDir": "/run/cni/networks",
+                "ranges": [[{{"subnet": "{v4}"}}], [{{"subnet": "{v6}"}}]]}}
         }}]}}"#
     )
 }

@@ -11,9 +11,8 @@ for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 \
     echo "${setting#*=}" > "$file"
     mount --bind "$file" "/proc/sys/${setting%=*}"
 done
-for setting in net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; do
-    echo "${setting#*=}" > "/proc/sys/$(echo "${setting%=*}" | tr . /)"
-done
+echo 1 > /proc/sys/net/ipv4/ip_forward
+echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
 
 # The container runtime, with an image made of busybox, also of what pods pause with.
 cat > /etc/containerd/config.toml <<END
