@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{Kit, SystemdHost, unreachable, wait_ping, wait_until};
 
-use crate::scenario::{Engine, SOON, Wanted, agent, kill_agent, report, shows, up};
+use crate::scenario::{Engine, SOON, Wanted, agent, kill_agent, record, report, shows, up};
 
 pub const KIT: Kit = Kit {
     name: "docker",
@@ -281,7 +281,9 @@ fn labels_of_containers_on_any_network_are_heeded() -> Result<()> {
         list.is_ok_and(|list| list.contains("third") && !list.contains("one"))
     });
     ensure!(left, "{}", report(system));
-    docker.is_silent("198.18.1.40")
+    docker.is_silent("198.18.1.40")?;
+    let shown = "labels on a bridge, labels of images, events lost, agent killed";
+    record(Docker::NAME, &docker.version()?, shown)
 }
 
 #[test]

@@ -159,7 +159,17 @@ impl Engine for Libvirt {
     }
 
     fn restart(&self) -> Result<()> {
-        self.0.run("systemctl restart libvirtd").map(drop)
+        self.0.run("systemctl restart libvirtd")?;
+        // It finds its domains again one after the other, and knows none before that.
+        let found = wait_until(BOOT, || {
+            self.0
+                .shell(
+                    "test $(virsh list --name | grep -c .) = $(ls /run/libvirt/qemu/*.xml | wc -l)",
+                )
+                .is_ok()
+        });
+        ensure!(found, "libvirtd has lost domains\n{}", report(&self.0));
+        Ok(())
     }
 
     fn version(&self) -> Result<String> {
