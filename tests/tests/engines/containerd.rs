@@ -61,13 +61,13 @@ END
     }
 }
 
-/// A network of which each container takes what is in its own configuration.
-fn network(wanted: &Wanted) -> String {
+/// A network of that name whose only container is one with these addresses.
+pub fn network(name: &str, wanted: &Wanted) -> String {
     let Wanted { v4, v6, .. } = wanted;
     format!(
         r#"{{
             "cniVersion": "1.0.0",
-            "name": "public",
+            "name": "{name}",
             "plugins": [{{
                 "type": "netspawn-cni",
                 "ipam": {{
@@ -96,8 +96,10 @@ impl Engine for Containerd {
         let mut names = String::new();
         for machine in machines {
             let folder = format!("/etc/cni/{}", machine.name);
-            self.system
-                .write(&format!("{folder}/public.conflist"), &network(machine))?;
+            self.system.write(
+                &format!("{folder}/public.conflist"),
+                &network("public", machine),
+            )?;
             names += &format!("{}\n", machine.name);
         }
         // The client reads one folder, so each has one of its own mounted there.

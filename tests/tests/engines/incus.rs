@@ -1,10 +1,10 @@
 //! Incus, with containers whose network devices are routed or point-to-point.
 
-use anyhow::{Result, ensure};
-use netspawn_tests::{Kit, SystemdHost, wait_until};
+use anyhow::Result;
+use netspawn_tests::{Kit, SystemdHost};
 use serde_json::{Value, json};
 
-use super::scenario::{self, Engine, SOON, Wanted, record, report};
+use super::scenario::{self, Engine, Wanted, becomes, record, says};
 
 const KIT: Kit = Kit {
     name: "incus",
@@ -65,33 +65,6 @@ impl Incus {
             .input(config.to_string())
             .text()
             .map(drop)
-    }
-
-    fn list(&self) -> Result<Vec<Value>> {
-        Ok(serde_json::from_str(
-            &self.0.xdp("--json list")?.success()?,
-        )?)
-    }
-
-    /// Waits until a machine is as wanted.
-    fn has(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
-        let there = wait_until(SOON, || {
-            self.list().is_ok_and(|list| {
-                list.iter()
-                    .any(|machine| machine["name"] == name && wanted(machine))
-            })
-        });
-        ensure!(there, "{name}\n{}", report(&self.0));
-        Ok(())
-    }
-
-    /// Waits until the agent has said that.
-    fn says(&self, words: &str) -> Result<()> {
-        let said = wait_until(SOON, || {
-            self.0.words().is_ok_and(|text| text.contains(words))
-        });
-        ensure!(said, "not said: {words}\n{}", report(&self.0));
-        Ok(())
     }
 }
 
@@ -189,23 +162,23 @@ fn devices_keys_and_projects_have_their_meaning() -> Result<()> {
         .input(config.to_string())
         .text()?;
     p2p.answers(system)?;
-    incus.has(&p2p.name, |machine| machine["tenant"] == "acme")?;
+    becomes(system, &p2p.name, |machine| machine["tenant"] == "acme")?;
     // A key that changes while it runs.
     system.run(&format!(
         "incus config set {} user.netspawn.tenant=",
         p2p.name
     ))?;
-    incus.has(&p2p.name, |machine| machine["tenant"].is_null())?;
+    becomes(system, &p2p.name, |machine| machine["tenant"].is_null())?;
 
     // A bad value leaves what was there, and is named with its place.
     system.run(&format!(
         "incus config set {} user.netspawn.addresses=203.0.113.300",
         p2p.name
     ))?;
-    incus.says(&format!(
-        "incus container {}: user.netspawn.addresses",
-        p2p.name
-    ))?;
+    says(
+        system,
+        &format!("incus container {}: user.netspawn.addresses", p2p.name),
+    )?;
     p2p.still_answers(system)?;
 
     // Another project; then it is restricted, and gets what it may have.
@@ -219,27 +192,18 @@ fn devices_keys_and_projects_have_their_meaning() -> Result<()> {
     incus.launch(&other.name, "--project p", &config)?;
     other.answers(system)?;
     let name = format!("{}.p", other.name);
-    incus.has(&name, |machine| machine["state"] == "up")?;
+    becomes(system, &name, |machine| machine["state"] == "up")?;
     system.shell(
         "incus project set p restricted=true restricted.devices.nic=allow \
          restricted.networks.access=eth0",
     )?;
-    incus.says("incus project set p user.netspawn.addresses=")?;
-    let gone = || {
-        incus
-            .list()
-            .map(|list| list.iter().any(|machine| machine["name"] == *name))
-    };
-    ensure!(
-        wait_until(SOON, || !gone().unwrap_or(true)),
-        "{}",
-        report(system)
-    );
+    says(system, "incus project set p user.netspawn.addresses=")?;
+    becomes(system, &name, Value::is_null)?;
     system.shell(&format!(
         "incus project set p user.netspawn.addresses={}/32 user.netspawn.tenant=p",
         other.v4
     ))?;
-    incus.has(&name, |machine| {
+    becomes(system, &name, |machine| {
         machine["addresses"] == json!([format!("{}/32", other.v4)]) && machine["tenant"] == "p"
     })?;
     record(

@@ -4,9 +4,8 @@ use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
 use netspawn_tests::{Guest, Kernel, Kit, SystemdHost, wait_until};
-use serde_json::Value;
 
-use super::scenario::{Engine, SOON, Wanted, record, report, shows, up};
+use super::scenario::{Engine, Wanted, becomes, machine, record, report, says, shows, up};
 
 const KIT: Kit = Kit {
     name: "libvirt",
@@ -101,28 +100,6 @@ impl Libvirt {
             let ready = wait_until(BOOT, || console().is_ok_and(|text| text.contains("READY")));
             ensure!(ready, "{name} has not booted\n{:?}", console());
         }
-        Ok(())
-    }
-
-    fn machine(&self, name: &str) -> Result<Value> {
-        let list: Vec<Value> = serde_json::from_str(&self.0.xdp("--json list")?.success()?)?;
-        let found = list.into_iter().find(|machine| machine["name"] == name);
-        Ok(found.unwrap_or_default())
-    }
-
-    fn has(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
-        let there = wait_until(SOON, || {
-            self.machine(name).is_ok_and(|found| wanted(&found))
-        });
-        ensure!(there, "{name}\n{}", report(&self.0));
-        Ok(())
-    }
-
-    fn says(&self, words: &str) -> Result<()> {
-        let said = wait_until(SOON, || {
-            self.0.words().is_ok_and(|text| text.contains(words))
-        });
-        ensure!(said, "not said: {words}\n{}", report(&self.0));
         Ok(())
     }
 }
@@ -228,16 +205,19 @@ fn filters_bridges_and_changes_of_running_domains_have_their_meaning() -> Result
     set(&format!(
         "<machine tenant='acme'><address>{v4}</address></machine>"
     ))?;
-    libvirt.has(&plain.name, |machine| {
+    becomes(system, &plain.name, |machine| {
         machine["addresses"]
             .as_array()
             .is_some_and(|all| all.len() == 1)
             && machine["tenant"] == "acme"
     })?;
     set("<machine tenant='acme'><adress>203.0.113.3</adress></machine>")?;
-    libvirt.says("libvirt domain m1: metadata {urn:netspawn:libvirt:1}adress")?;
+    says(
+        system,
+        "libvirt domain m1: metadata {urn:netspawn:libvirt:1}adress",
+    )?;
     ensure!(
-        libvirt.machine(&plain.name)?["state"] == "up",
+        machine(system, &plain.name)?["state"] == "up",
         "{}",
         report(system)
     );
@@ -247,7 +227,7 @@ fn filters_bridges_and_changes_of_running_domains_have_their_meaning() -> Result
         "<machine><address>203.0.113.101</address><interface mac='52:54:00:00:00:09'>\
          <address>203.0.113.77</address></interface></machine>",
     )?;
-    libvirt.says("the domain has no interface for 203.0.113.77")?;
+    says(system, "the domain has no interface for 203.0.113.77")?;
     system.write(
         "/run/second.xml",
         "<interface type='ethernet'><mac address='52:54:00:00:00:09'/>\
@@ -257,7 +237,7 @@ fn filters_bridges_and_changes_of_running_domains_have_their_meaning() -> Result
         "virsh --quiet attach-device {} /run/second.xml --live",
         plain.name
     ))?;
-    libvirt.has("m1.net1", |machine| {
+    becomes(system, "m1.net1", |machine| {
         machine["addresses"][0] == "203.0.113.77/32"
     })?;
 
@@ -266,8 +246,8 @@ fn filters_bridges_and_changes_of_running_domains_have_their_meaning() -> Result
         "cd /run/libvirt/qemu && sed 's/<name>m1/<name>evil/; s/203.0.113.101/203.0.113.66/' m1.xml \
          > /run/evil && chown libvirt-qemu /run/evil && mv /run/evil evil.xml",
     )?;
-    libvirt.says("/run/libvirt/qemu/evil.xml is left out")?;
-    ensure!(libvirt.machine("evil")?.is_null(), "{}", report(system));
+    says(system, "/run/libvirt/qemu/evil.xml is left out")?;
+    ensure!(machine(system, "evil")?.is_null(), "{}", report(system));
     record(
         Libvirt::NAME,
         &libvirt.version()?,

@@ -3,7 +3,10 @@
 use anyhow::{Context as _, Result};
 use netspawn_tests::{Kit, SystemdHost};
 
-use super::scenario::{self, Engine, Wanted, report};
+use super::{
+    containerd::network,
+    scenario::{self, Engine, Wanted, report},
+};
 
 const KIT: Kit = Kit {
     name: "podman",
@@ -55,26 +58,10 @@ impl Engine for Podman {
     fn start(&self, machines: &[Wanted]) -> Result<()> {
         let mut names = String::new();
         for machine in machines {
-            let Wanted { name, v4, v6 } = machine;
+            let name = &machine.name;
             self.system.write(
                 &format!("/etc/cni/net.d/{name}.conflist"),
-                &format!(
-                    r#"{{
-                        "cniVersion": "1.0.0",
-                        "name": "{name}",
-                        "plugins": [{{
-                            "type": "netspawn-cni",
-                            "ipam": {{
-                                "type": "host-local",
-                                "dataDir": "/run/cni/networks",
-                                "ranges": [
-                                    [{{"subnet": "203.0.113.0/24", "rangeStart": "{v4}", "rangeEnd": "{v4}"}}],
-                                    [{{"subnet": "2001:db8::/64", "rangeStart": "{v6}", "rangeEnd": "{v6}"}}]
-                                ]
-                            }}
-                        }}]
-                    }}"#
-                ),
+                &network(name, machine),
             )?;
             names += &format!("{name}\n");
         }

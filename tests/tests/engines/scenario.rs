@@ -152,10 +152,40 @@ pub fn all_answer(system: &SystemdHost, machines: &[Wanted]) -> Result<()> {
         .try_for_each(|machine| machine.answers(system))
 }
 
+/// What `list` says of a machine; null where it names none.
+pub fn machine(system: &SystemdHost, name: &str) -> Result<Value> {
+    let found = list(system)?
+        .into_iter()
+        .find(|machine| machine["name"] == name);
+    Ok(found.unwrap_or_default())
+}
+
+/// Waits until a machine is as wanted.
+pub fn becomes(system: &SystemdHost, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
+    let there = wait_until(SOON, || {
+        machine(system, name).is_ok_and(|found| wanted(&found))
+    });
+    ensure!(there, "{name}\n{}", report(system));
+    Ok(())
+}
+
+/// Waits until the agent has said that.
+pub fn says(system: &SystemdHost, words: &str) -> Result<()> {
+    let said = wait_until(SOON, || {
+        system.words().is_ok_and(|text| text.contains(words))
+    });
+    ensure!(said, "not said: {words}\n{}", report(system));
+    Ok(())
+}
+
+fn list(system: &SystemdHost) -> Result<Vec<Value>> {
+    let text = system.xdp("--json list")?.success()?;
+    serde_json::from_str(&text).with_context(|| text.clone())
+}
+
 /// How many machines are up.
 pub fn up(system: &SystemdHost) -> Result<usize> {
-    let text = system.xdp("--json list")?.success()?;
-    let list: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
+    let list = list(system)?;
     Ok(list
         .iter()
         .filter(|machine| machine["state"] == "up")
