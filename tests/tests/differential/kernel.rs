@@ -8,7 +8,7 @@ use std::{fmt::Write as _, net::Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail};
 use netspawn_ebpf::{
-    abi::{GATEWAY4, GATEWAY6, Owner},
+    abi::{GATEWAY4, GATEWAY6, HOST, Owner},
     wire::{Ipv4, Ipv6, Mac},
 };
 use netspawn_tests::Ns;
@@ -238,14 +238,15 @@ fn addresses() -> Result<String> {
             writeln!(text, "neigh add proxy {} dev {dev}", v6(target))?;
         }
     }
+    // What is via the host is behind nobody's link.
     for (net, length, id) in world::prefixes4() {
-        if length < 32 {
+        if length < 32 && id != HOST {
             let (to, via) = (v4(net), v4(world::ip4(id)));
             writeln!(text, "route add {to}/{length} via {via} dev ve-{id} onlink")?;
         }
     }
     for (net, length, id) in world::prefixes6() {
-        if length < 128 || net == world::CARVED6 {
+        if (length < 128 || net == world::CARVED6) && id != HOST {
             let (to, via) = (v6(net), v6(world::ip6(id)));
             writeln!(text, "route add {to}/{length} via {via} dev ve-{id} onlink")?;
         }
