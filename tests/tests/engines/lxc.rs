@@ -19,6 +19,7 @@ struct Lxc(SystemdHost);
 
 impl Engine for Lxc {
     const NAME: &'static str = "lxc";
+    const HAS_DAEMON: bool = false;
 
     fn system(&self) -> &SystemdHost {
         &self.0

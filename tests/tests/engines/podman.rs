@@ -48,6 +48,7 @@ END",
 
 impl Engine for Podman {
     const NAME: &'static str = "podman";
+    const HAS_DAEMON: bool = false;
     /// ADD returns when the agent has served the container.
     const LOSES_EVENTS: bool = false;
 

@@ -74,6 +74,8 @@ pub trait Engine {
     fn restart(&self) -> Result<()>;
     /// The engine's version.
     fn version(&self) -> Result<String>;
+    /// Whether there is a daemon to restart.
+    const HAS_DAEMON: bool = true;
     /// Whether machines survive [`Engine::restart`].
     const SURVIVES: bool = true;
     /// Whether the agent stopped at a start stands for events lost; not where
@@ -137,12 +139,14 @@ pub fn shows<E: Engine>(engine: &E) -> Result<()> {
         machine.is_silent(system)?;
     }
     ensure!(up(system)? == 0, "{}", report(system));
-    let lost = if E::LOSES_EVENTS { ", events lost" } else { "" };
-    record(
-        E::NAME,
-        &engine.version()?,
-        &format!("start, stop, 10 at once, agent killed, daemon restarted{lost}"),
-    )
+    let mut shown = "start, stop, 10 at once, agent killed".to_owned();
+    if E::HAS_DAEMON {
+        shown += ", daemon restarted";
+    }
+    if E::LOSES_EVENTS {
+        shown += ", events lost";
+    }
+    record(E::NAME, &engine.version()?, &shown)
 }
 
 /// Waits until all answer the outside.
