@@ -67,7 +67,7 @@ impl SystemdHost {
                 options.push(format!("--bind={device}"));
             }
         }
-        let system = Self::boot_root(&kit.cached(&root::codename()?)?, Some(&binary()?), &options)?;
+        let system = Self::boot_root(&kit.cached()?, Some(&binary()?), &options)?;
         system.shell(
             "for group in /sys/fs/cgroup/*/; do mount -o remount,rw,bind \"$group\"; done
             # Where engines lay images over each other, which the box's own root is.

@@ -18,18 +18,28 @@ pub struct Kit {
     pub name: &'static str,
     /// Goes up when the kit changes, so that a cached box is made anew.
     pub recipe: u32,
-    /// Packages of this machine's release.
+    /// The release it is of; this machine's without one, as what is built here runs on
+    /// that and on later ones.
+    pub release: Option<&'static str>,
+    /// Packages of its release.
     pub packages: &'static [&'static str],
     /// Packages, as apt's patterns, that are taken from the release's backports with
     /// all that is named here.
     pub backports: &'static [&'static str],
+    /// The same from what is to be the next release.
+    pub testing: &'static [&'static str],
     /// A shell script that runs in the box's root, with the network, after that.
     pub script: &'static str,
 }
 
 impl Kit {
     /// The folder with the box's `root` and `tiny`, made if there is none.
-    pub(super) fn cached(&self, suite: &str) -> Result<PathBuf> {
+    pub(super) fn cached(&self) -> Result<PathBuf> {
+        let suite = match self.release {
+            Some(suite) => suite.to_owned(),
+            None => root::codename()?,
+        };
+        let suite = suite.as_str();
         let plain = root::cached(suite)?;
         let cache = debian::cache()?;
         let name = format!("{}-{}-{}", root::folder(suite), self.name, self.recipe);
@@ -63,13 +73,21 @@ impl Kit {
     fn install(&self, root: &Path, suite: &str, log: &Path) -> Result<()> {
         let mirror = debian::mirror()?;
         let mut sources = format!("deb {mirror} {suite} main\n");
-        if !self.backports.is_empty() {
-            sources += &format!("deb {mirror} {suite}-backports main\n");
+        let backports = format!("{suite}-backports");
+        let others = [
+            (backports.as_str(), 'n', self.backports),
+            ("testing", 'a', self.testing),
+        ];
+        let others = others.iter().filter(|other| !other.2.is_empty());
+        for (other, named_by, packages) in others.clone() {
+            sources += &format!("deb {mirror} {other} main\n");
+            // Of another suite nothing but what is named.
+            let release = format!("Pin: release {named_by}={other}\nPin-Priority:");
             fs::write(
-                root.join("etc/apt/preferences.d/backports"),
+                root.join("etc/apt/preferences.d").join(other),
                 format!(
-                    "Package: {}\nPin: release n={suite}-backports\nPin-Priority: 600\n",
-                    self.backports.join(" ")
+                    "Package: {}\n{release} 600\n\nPackage: *\n{release} 100\n",
+                    packages.join(" ")
                 ),
             )?;
         }
@@ -84,9 +102,8 @@ impl Kit {
             .iter()
             .copied()
             .chain(
-                self.backports
-                    .iter()
-                    .copied()
+                others
+                    .flat_map(|other| other.2.iter().copied())
                     .filter(|name| !name.contains('*')),
             )
             .collect();

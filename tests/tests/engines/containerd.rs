@@ -14,6 +14,7 @@ use super::scenario::{self, Engine, Wanted, report};
 const KIT: Kit = Kit {
     name: "containerd",
     recipe: 3,
+    release: None,
     packages: &[
         "containerd",
         "containernetworking-plugins",
@@ -22,6 +23,7 @@ const KIT: Kit = Kit {
         "golang-github-appc-cni-dev",
     ],
     backports: &[],
+    testing: &[],
     script: concat!(
         "cat > /tmp/libcni.go <<'END'\n",
         include_str!("containerd/libcni.go"),

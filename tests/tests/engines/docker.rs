@@ -9,8 +9,10 @@ pub const KIT: Kit = Kit {
     name: "docker",
     recipe: 2,
     // The plugins are for machines of containerd beside Docker's.
+    release: None,
     packages: &["docker.io", "containernetworking-plugins"],
     backports: &[],
+    testing: &[],
     script: "",
 };
 

@@ -9,8 +9,10 @@ use super::scenario::{self, Engine, Wanted, becomes, record, says};
 const KIT: Kit = Kit {
     name: "incus",
     recipe: 2,
+    release: None,
     packages: &[],
     backports: &["incus-base", "incus-client", "incus*"],
+    testing: &[],
     script: "
         mkdir -p /root/tiny/rootfs/sbin
         cat > /root/tiny/metadata.yaml <<END

@@ -10,6 +10,7 @@ use super::scenario::{Engine, Wanted, becomes, machine, record, report, says, sh
 const KIT: Kit = Kit {
     name: "libvirt",
     recipe: 2,
+    release: None,
     packages: &[],
     backports: &[
         "libvirt-daemon-system",
@@ -24,6 +25,7 @@ const KIT: Kit = Kit {
         "vgabios",
         "ovmf*",
     ],
+    testing: &[],
     script: "",
 };
 /// Until ten guests have booted, on two cores.

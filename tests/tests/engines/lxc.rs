@@ -8,8 +8,10 @@ use super::scenario::{Engine, Wanted, shows};
 const KIT: Kit = Kit {
     name: "lxc",
     recipe: 1,
+    release: None,
     packages: &["lxc"],
     backports: &[],
+    testing: &[],
     script: "",
 };
 /// Folder of the containers.

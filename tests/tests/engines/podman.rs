@@ -11,8 +11,10 @@ use super::{
 const KIT: Kit = Kit {
     name: "podman",
     recipe: 1,
+    release: None,
     packages: &["podman", "containernetworking-plugins", "crun"],
     backports: &[],
+    testing: &[],
     script: "ln -s /usr/bin/netspawn-xdp /usr/lib/cni/netspawn-cni",
 };
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 const KIT: Kit = Kit {
     name: "kubernetes",
     recipe: 1,
+    release: None,
     packages: &[
         "conntrack",
         "containerd",
@@ -19,6 +20,7 @@ const KIT: Kit = Kit {
         "runc",
     ],
     backports: &[],
+    testing: &[],
     script: include_str!("build.sh"),
 };
 
