@@ -1,7 +1,7 @@
 //! Others that answer in the machines' stead, and gateways that do not.
 
 use super::{Facts, Finding, decide, machines::owner, rules::*, run, sum_up};
-use crate::import::proxy_del;
+use crate::import::{proxy_del, set};
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -19,6 +19,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
         ));
     }
     found.extend(gateways(facts));
+    found.extend(room(facts));
     found
 }
 
@@ -61,6 +62,47 @@ fn gateways(facts: &Facts) -> Vec<Finding> {
                 )),
             ));
         }
+    }
+    found
+}
+
+/// Each machine that speaks has its gateway as a neighbor, in its own namespace but in the
+/// kernel's one table.
+fn room(facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (&family, table) in &facts.neighbor_tables {
+        let (name, sysctl) = match family {
+            libc::AF_INET => ("IPv4", "ipv4"),
+            _ => ("IPv6", "ipv6"),
+        };
+        let v4 = family == libc::AF_INET;
+        let machines = facts.desired.machines.iter().filter(|machine| {
+            let mut addresses = machine.addresses.iter();
+            machine.ifindex.is_some() && addresses.any(|prefix| prefix.addr().is_ipv4() == v4)
+        });
+        let count = u32::try_from(machines.count()).unwrap_or(u32::MAX);
+        if count <= table.room / 4 * 3 {
+            continue;
+        }
+        // Old entries give way from gc_thresh2 on.
+        let wanted = count.saturating_mul(3).next_power_of_two();
+        let key = |threshold| format!("{sysctl}/neigh/default/{threshold}");
+        let full = match table.overflows {
+            0 => String::new(),
+            times => format!(", full {times} times since boot"),
+        };
+        found.push(Finding::new(
+            NEIGHBOR_TABLE_SMALL,
+            "host",
+            format!(
+                "{count} machines with {name}, and room for {} neighbors{full}",
+                table.room
+            ),
+            run([
+                set(&key("gc_thresh3"), &wanted.to_string()),
+                set(&key("gc_thresh2"), &(wanted / 2).to_string()),
+            ]),
+        ));
     }
     found
 }

@@ -209,6 +209,9 @@ rules! {
     GATEWAY_SILENT: Error Open "gateway-silent",
         "The gateway of a default route did not answer when last asked.",
         "Nothing leaves the host.";
+    NEIGHBOR_TABLE_SMALL: Warning Open "neighbor-table-small",
+        "There are more machines than three quarters of `gc_thresh3`.",
+        "Each has its gateway in the kernel's one table; what finds no room waits for seconds.";
 
     NO_DEFAULT_ROUTE: Error Open "no-default-route",
         "There is no default route of a family that machines have addresses of.",

@@ -14,6 +14,13 @@ pub const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
 const RTMSG: usize = 12;
 const NDMSG: usize = 12;
+/// Bytes of `ndtmsg`, which begins with the family.
+const NDTMSG: usize = 4;
+/// Attributes of `linux/neighbour.h`.
+const NDTA_THRESH3: u16 = 4;
+const NDTA_STATS: u16 = 7;
+/// Where `ndt_stats` has `ndts_table_fulls`, a u64.
+const TABLE_FULLS: usize = 80;
 
 /// Statistics are half of a link's message and of no use here.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
@@ -73,6 +80,11 @@ pub fn get_proxies(family: i32) -> Request {
     header[0] = family as u8;
     header[10] = NTF_PROXY;
     Request::new(libc::RTM_GETNEIGH, 0, &header)
+}
+
+/// Asks for the tables of neighbors, which all network namespaces share.
+pub fn get_neighbor_tables() -> Request {
+    Request::new(libc::RTM_GETNEIGHTBL, 0, &[0; NDTMSG])
 }
 
 /// Asks for the forwarding databases of all bridges.
@@ -299,6 +311,39 @@ pub fn neighbor(message: &Message<'_>) -> Option<Neighbor> {
         address: address.filter(|address| !address.is_multicast())?,
         mac: station.filter(|_| state & NUD_VALID != 0),
     })
+}
+
+/// One family's table of neighbors (`struct neigh_table`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighborTable {
+    /// How many there can be in all network namespaces together (`gc_thresh3`); permanent
+    /// ones do not count.
+    pub room: u32,
+    /// How often one more found no room, since boot.
+    pub overflows: u64,
+}
+
+/// A table of IPv4 or IPv6 neighbors, with its family. `None` for other tables, and for the
+/// messages that follow each table's with one interface's parameters.
+pub fn neighbor_table(message: &Message<'_>) -> Option<(i32, NeighborTable)> {
+    let family = i32::from(message.byte(0));
+    if !matches!(family, libc::AF_INET | libc::AF_INET6) {
+        return None;
+    }
+    let (mut room, mut overflows) = (None, 0);
+    for (kind, value) in message.attrs(NDTMSG) {
+        match kind {
+            NDTA_THRESH3 => room = Some(read_u32(value)),
+            NDTA_STATS => {
+                let count = value.get(TABLE_FULLS..TABLE_FULLS + 8);
+                let count = count.and_then(|bytes| bytes.try_into().ok());
+                overflows = count.map_or(0, u64::from_ne_bytes);
+            }
+            _ => {}
+        }
+    }
+    let room = room?;
+    Some((family, NeighborTable { room, overflows }))
 }
 
 /// A proxy neighbor.

@@ -1,6 +1,8 @@
 //! Findings that the kernel and the cards here cannot be made to have: made from facts,
 //! and gone when these are others.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result};
 use netspawn_tests::require_root;
 use netspawn_user::{
@@ -9,8 +11,13 @@ use netspawn_user::{
         facts::{Chain, Firewall, Kernel, LegacyTable, Refusal, Uplink, parse_nft, saved_rules},
         judge,
     },
-    model::Link,
-    net::ethtool::Features,
+    model::{Link, SourceKind},
+    net::{
+        ethtool::Features,
+        netlink::Netlink,
+        read::{self, NeighborTable},
+    },
+    registry::{Machine, MachineState},
 };
 use serde_json::json;
 
@@ -25,6 +32,7 @@ pub const PROVOKED: &[&str] = &[
     "filter-slot-taken",
     "lro-on",
     "legacy-rules-bypassed",
+    "neighbor-table-small",
 ];
 
 /// A host with an uplink and all that BPF needs.
@@ -168,6 +176,84 @@ fn cards_that_this_machine_lacks_are_told_of() -> Result<()> {
             (others.ingress_qdisc, others.slot_taken) = (qdisc, !qdisc);
         })?;
         assert!(is_for_a_person(&finding));
+    }
+    Ok(())
+}
+
+/// Not by changing it: the kernel has one for all namespaces.
+#[test]
+fn room_for_neighbors_is_compared_with_the_machines() -> Result<()> {
+    let with = |machines: u32, overflows| {
+        move |facts: &mut Facts| {
+            let room = 1024;
+            let table = NeighborTable { room, overflows };
+            facts.neighbor_tables = [(libc::AF_INET, table), (libc::AF_INET6, table)].into();
+            facts.desired.machines = (0..machines)
+                .map(|number| Machine {
+                    name: format!("m{number}"),
+                    source: SourceKind::Nspawn,
+                    endpoint: Some(number),
+                    interface: None,
+                    ifindex: Some(number + 10),
+                    mac: None,
+                    addresses: vec!["2001:db8::1/128".parse().expect("a prefix")],
+                    tenant: None,
+                    state: MachineState::Up,
+                    conflicts: Vec::new(),
+                })
+                .collect();
+        }
+    };
+    assert!(provoked("neighbor-table-small", with(768, 5)).is_err());
+    let finding = provoked("neighbor-table-small", with(769, 0))?;
+    assert_eq!(
+        finding.found,
+        "769 machines with IPv6, and room for 1024 neighbors"
+    );
+    let finding = provoked("neighbor-table-small", with(1100, 7))?;
+    assert!(
+        finding.found.ends_with(", full 7 times since boot"),
+        "{finding:?}"
+    );
+    assert_eq!(
+        commands(finding),
+        [
+            "sysctl -w net.ipv6.neigh.default.gc_thresh3=4096",
+            "sysctl -w net.ipv6.neigh.default.gc_thresh2=2048"
+        ]
+    );
+    Ok(())
+}
+
+#[test]
+fn room_for_neighbors_is_read_as_iproute2_does() -> Result<()> {
+    let tables = Netlink::open()?.dump(read::get_neighbor_tables(), |message| {
+        read::neighbor_table(&message)
+    })?;
+    for (family, name) in [
+        (libc::AF_INET, "arp_cache"),
+        (libc::AF_INET6, "ndisc_cache"),
+    ] {
+        let (_, table) = tables
+            .iter()
+            .find(|(of, _)| *of == family)
+            .context("no table")?;
+        let output = Command::new("ip")
+            .args(["-s", "ntable", "show", "name", name])
+            .output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let mut words = text.split_whitespace();
+        words.find(|word| *word == "thresh3");
+        assert_eq!(
+            words.next(),
+            Some(table.room.to_string().as_str()),
+            "{text}"
+        );
+        words.find(|word| *word == "table_fulls");
+        let fulls: u64 = words.next().unwrap_or("0").parse()?;
+        println!("{name}: {table:?}, iproute2 says {fulls}");
+        // It may have been full once more meanwhile.
+        assert!(table.overflows <= fulls, "{text}");
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use netspawn_tests::{HOST4, HOST6, wait_until};
+use anyhow::{Context as _, Result, ensure};
+use netspawn_tests::{HOST4, HOST6, SystemdHost, wait_until};
 
 use crate::{
     docker::Docker,
@@ -28,6 +28,25 @@ fn addresses(number: u32) -> [String; 2] {
         format!("198.18.{}.{}", 8 + host / 256, host % 256),
         format!("2001:db8:1::{host:x}"),
     ]
+}
+
+/// How many neighbors of a family there can be.
+fn room(system: &SystemdHost) -> Result<u32> {
+    let text = system.run("ip ntable show name arp_cache")?;
+    let mut words = text.split_whitespace();
+    words.find(|word| *word == "thresh3");
+    Ok(words.next().context("no thresh3")?.parse()?)
+}
+
+/// How often there was no room for one more, of either family, since the kernel's start.
+fn overflows(system: &SystemdHost) -> Result<u64> {
+    let text = system.run("ip -s ntable show")?;
+    let mut words = text.split_whitespace();
+    let mut sum = 0;
+    while words.any(|word| word == "table_fulls") {
+        sum += words.next().unwrap_or("0").parse::<u64>()?;
+    }
+    Ok(sum)
 }
 
 #[test]
@@ -65,8 +84,9 @@ fn more_containers_than_a_bridge_has_ports() -> Result<()> {
     let served = wait_until(SERVED, || up(system).is_ok_and(|up| up == wanted));
     ensure!(served, "{} are up\n{}", up(system)?, report(system));
     println!("all served after {:.0?}", started.elapsed());
-    // The kernel has room for 1,024 neighbors in all namespaces together, unless its
-    // administrator has made more: some containers have to wait for their gateway's.
+    // The kernel has room for 1,024 neighbors of a family in all namespaces together, unless
+    // its administrator has made more: some containers have to wait for their gateway's.
+    let before = overflows(system)?;
     system
         .net
         .cmd("xargs")
@@ -82,6 +102,18 @@ fn more_containers_than_a_bridge_has_ports() -> Result<()> {
         .limit(Duration::from_secs(600))
         .text()?;
     println!("all answer after {:.0?}", started.elapsed());
+    let (room, after) = (room(system)?, overflows(system)?);
+    println!(
+        "room for {room} neighbors, full {} times meanwhile",
+        after - before
+    );
+    let checked = Instant::now();
+    let said = system.xdp("check")?.stdout;
+    println!("checked in {:.1?}", checked.elapsed());
+    ensure!(
+        said.contains("neighbor-table-small") == (CONTAINERS > room / 4 * 3),
+        "room for {room}\n{said}"
+    );
     record(
         "docker_scale",
         &docker.version()?,

@@ -3,6 +3,7 @@
 mod firewall;
 mod guests;
 mod kernel;
+mod neighbors;
 mod networkd;
 mod processes;
 mod uplinks;
@@ -32,7 +33,7 @@ use crate::{
     control::RunDir,
     datapath::pins::{Pins, Place},
     model::{Host, Link, Route, Unfollowed},
-    net::netlink::Netlink,
+    net::read::NeighborTable,
     outcome,
     plan::State,
     registry::{self, Desired, Inputs, Limits},
@@ -55,6 +56,8 @@ pub struct Facts {
     pub unfollowed: Unfollowed,
     /// Neighbors that did not answer when last asked (`NUD_FAILED`).
     pub silent: BTreeSet<(u32, IpAddr)>,
+    /// The room for neighbors, by family (`AF_INET`, `AF_INET6`).
+    pub neighbor_tables: BTreeMap<i32, NeighborTable>,
     /// BPFDIR's file system, or why it cannot be told.
     pub place: Option<Result<Place, String>>,
     /// Why BPFDIR or RUNDIR are not this namespace's.
@@ -164,7 +167,8 @@ pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Re
     let mut facts = Facts {
         root,
         unfollowed: Unfollowed::dump().context("cannot read the host's network")?,
-        silent: silent().unwrap_or_default(),
+        silent: neighbors::silent().unwrap_or_default(),
+        neighbor_tables: neighbors::tables().unwrap_or_default(),
         place: Some(pins.place().map_err(|error| text(&error))),
         other_namespace: [run_dir.check_namespace(), pins.check_namespace()]
             .into_iter()
@@ -271,23 +275,6 @@ fn reached(view: &View, desired: &Desired) -> BTreeSet<String> {
         })
         .map(|machine| machine.name.clone())
         .collect()
-}
-
-/// Neighbors whose resolution failed.
-fn silent() -> Result<BTreeSet<(u32, IpAddr)>, crate::net::Error> {
-    use crate::net::read;
-
-    let mut netlink = Netlink::open()?;
-    let mut failed = BTreeSet::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        failed.extend(netlink.dump(read::get_neighbors(family), |message| {
-            let state = u16::from_ne_bytes([message.byte(8), message.byte(9)]);
-            let neighbor = read::neighbor(&message)?;
-            let failed = state & libc::NUD_FAILED != 0;
-            failed.then_some((neighbor.ifindex, neighbor.address))
-        })?);
-    }
-    Ok(failed)
 }
 
 /// Reads the settings of all, of uplinks and of ports.
