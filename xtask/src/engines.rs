@@ -103,9 +103,22 @@ fn modules(names: &[&str], threads: u32) -> Result<()> {
 /// box, too, they are the machine's, and LXC leaves them behind. Tests that run side by side
 /// could take each other's, so they go when all have ended.
 fn lxc_groups() -> BTreeSet<PathBuf> {
-    let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
-    below(Path::new("/sys/fs/cgroup"))
-        .flat_map(|hierarchy| below(&hierarchy.path()))
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut folders = BTreeSet::new();
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        if let (Some(controllers), Some(path)) = (fields.next(), fields.next()) {
+            let controllers = controllers.trim_start_matches("name=");
+            let root = Path::new("/sys/fs/cgroup").join(controllers);
+            folders.insert(root.join(path.trim_start_matches('/')));
+            folders.insert(root);
+        }
+    }
+    let groups = folders
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok());
+    groups
+        .flat_map(Iterator::flatten)
         .filter(|group| group.file_name().as_encoded_bytes().starts_with(b"lxc."))
         .map(|group| group.path())
         .collect()
