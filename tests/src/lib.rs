@@ -91,7 +91,7 @@ pub use lab::{
 };
 pub use nix::sys::signal::Signal;
 pub use ns::{Ns, forget, refuse_root_namespace, require_root};
-pub use nspawn::{Kit, Nspawn, SystemdHost};
+pub use nspawn::{Kit, Nspawn, SystemdHost, release_named};
 pub use pinging::{PING_INTERVAL, Pinging};
 pub use snapshot::{Snapshot, interfaces};
 pub use tmux::Tmux;

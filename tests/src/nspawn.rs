@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
-pub use self::kit::Kit;
+pub use self::kit::{Kit, release_named};
 use crate::{
     agent::Mode,
     bpf::accept_xdp,

@@ -42,11 +42,12 @@ pub fn record() -> PathBuf {
     target_dir().join("engines.tsv")
 }
 
-/// Runs those named, or without a name all of them, one after the other.
+/// Runs those named, or without a name all of them, one after the other; those of another
+/// release of Debian, if one is named.
 ///
 /// # Errors
 /// When one fails; the others are run first.
-pub fn run(names: &[String]) -> Result<()> {
+pub fn run(names: &[String], release: Option<&str>) -> Result<()> {
     let known = || ENGINES.iter().map(|(name, _)| *name);
     if let Some(unknown) = names
         .iter()
@@ -62,7 +63,7 @@ pub fn run(names: &[String]) -> Result<()> {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        if let Err(error) = modules(&[name], 1) {
+        if let Err(error) = modules(&[name], 1, release) {
             eprintln!("error: {error:#}");
             failed.push(name);
         } else {
@@ -82,15 +83,18 @@ pub fn run(names: &[String]) -> Result<()> {
 pub fn run_always() -> Result<()> {
     let always = ENGINES.iter().filter(|(_, always)| *always);
     let names: Vec<&str> = always.map(|(name, _)| *name).collect();
-    modules(&names, 3)
+    modules(&names, 3, None)
 }
 
-fn modules(names: &[&str], threads: u32) -> Result<()> {
+fn modules(names: &[&str], threads: u32, release: Option<&str>) -> Result<()> {
     let mut command = suite(SUITE);
     command
         .env("NETSPAWN_ENGINES", record())
         .args(["--", &format!("--test-threads={threads}")])
         .args(names.iter().map(|name| format!("{name}::")));
+    if let Some(release) = release {
+        command.env("NETSPAWN_ENGINES_RELEASE", release);
+    }
     let before = lxc_groups();
     let result = show(&mut command);
     for group in lxc_groups().difference(&before) {

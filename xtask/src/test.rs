@@ -35,6 +35,9 @@ const TUTORIAL: &str = "tutorial";
 pub struct Args {
     /// Suites to run alone, without the checks: `host`, `support`, `fuzz`, or a test target of the crate `tests`; after `engines`, names of engines
     suites: Vec<String>,
+    /// For `engines`: the Debian release whose engines are run, a later one than this machine's
+    #[arg(long, requires = "suites")]
+    release: Option<String>,
 }
 
 /// Sets the machine up and runs everything, or the suites named.
@@ -71,7 +74,7 @@ pub fn run(args: Args) -> Result<()> {
         step(format_args!("suite {suite}"));
         let result = match suite.as_str() {
             engines::SUITE if whole => engines::run_always(),
-            engines::SUITE => engines::run(&names),
+            engines::SUITE => engines::run(&names, args.release.as_deref()),
             _ => run_suite(&suite),
         };
         if let Err(error) = result {

@@ -1,6 +1,7 @@
 //! Boxes that have more than systemd: engines, from the archive.
 
 use std::{
+    env,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -18,8 +19,8 @@ pub struct Kit {
     pub name: &'static str,
     /// Goes up when the kit changes, so that a cached box is made anew.
     pub recipe: u32,
-    /// The release it is of; this machine's without one, as what is built here runs on
-    /// that and on later ones.
+    /// The release it is of. Without one it is that of `NETSPAWN_ENGINES_RELEASE`, else this
+    /// machine's, as what is built here runs on that and on later ones.
     pub release: Option<&'static str>,
     /// Packages of its release.
     pub packages: &'static [&'static str],
@@ -35,8 +36,8 @@ pub struct Kit {
 impl Kit {
     /// The folder with the box's `root` and `tiny`, made if there is none.
     pub(super) fn cached(&self) -> Result<PathBuf> {
-        let suite = match self.release {
-            Some(suite) => suite.to_owned(),
+        let suite = match self.release.map(str::to_owned).or_else(release_named) {
+            Some(suite) => suite,
             None => root::codename()?,
         };
         let suite = suite.as_str();
@@ -138,6 +139,11 @@ impl Kit {
             log,
         )
     }
+}
+
+/// The release whose engines are asked for in place of this machine's.
+pub fn release_named() -> Option<String> {
+    env::var("NETSPAWN_ENGINES_RELEASE").ok()
 }
 
 /// Runs a command whose words go to a file, of which the end is told if it fails.

@@ -3,7 +3,7 @@
 use std::{fs::File, io::Write as _, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use netspawn_tests::{SystemdHost, ping, unreachable, wait_ping, wait_until};
+use netspawn_tests::{SystemdHost, ping, release_named, unreachable, wait_ping, wait_until};
 use serde_json::Value;
 
 /// Until what an engine has done is followed, and the machine itself is ready.
@@ -226,5 +226,6 @@ pub fn record(engine: &str, version: &str, shown: &str) -> Result<()> {
         return Ok(());
     };
     let mut file = File::options().create(true).append(true).open(path)?;
-    writeln!(file, "{engine}\t{version}\t{shown}").map_err(Into::into)
+    let of = release_named().map_or_else(String::new, |release| format!(" of {release}"));
+    writeln!(file, "{engine}{of}\t{version}\t{shown}").map_err(Into::into)
 }
