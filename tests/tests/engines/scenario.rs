@@ -7,7 +7,7 @@ use netspawn_tests::{SystemdHost, ping, release_named, unreachable, wait_ping, w
 use serde_json::Value;
 
 /// Until what an engine has done is followed, and the machine itself is ready.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(30);
 /// How many machines there are at once.
 const MANY: u8 = 10;
 
