@@ -13,30 +13,33 @@ use super::scenario::{self, Engine, Wanted, report};
 
 const KIT: Kit = Kit {
     name: "containerd",
-    recipe: 3,
+    recipe: 4,
     release: None,
-    packages: &[
-        "containerd",
-        "containernetworking-plugins",
-        "golang-go",
-        // The reference library, called libcni.
-        "golang-github-appc-cni-dev",
-    ],
-    backports: &[],
-    testing: &[],
+    packages: &["containerd", "containernetworking-plugins"],
+    // What the newer library is built with.
+    backports: &["golang-go", "golang-src*", "golang-1.*"],
+    // The reference library, called libcni, in the first release of it that speaks 1.1.0;
+    // what its own tests need stays out.
+    testing: &["golang-github-appc-cni-*"],
     script: concat!(
         "cat > /tmp/libcni.go <<'END'\n",
         include_str!("containerd/libcni.go"),
         "END
         cd /tmp
-        HOME=/tmp CGO_ENABLED=0 GO111MODULE=off GOPATH=/usr/share/gocode \\
+        apt-get -q download golang-github-appc-cni-dev
+        # Plugins that speak 1.1.0, beside those of this release.
+        apt-get -q download containernetworking-plugins/testing
+        for package in *.deb; do dpkg -x $package newer; done
+        HOME=/tmp CGO_ENABLED=0 GO111MODULE=off GOPATH=/tmp/newer/usr/share/gocode \\
             go build -o /usr/bin/libcni libcni.go
-        apt-get -q purge -y --autoremove golang-go golang-github-appc-cni-dev
-        rm -r /tmp/*
+        apt-get -q purge -y --autoremove golang-go
         mkdir -p /opt/cni/bin /etc/cni/net.d
+        mv newer/usr/lib/cni /opt/cni/newer
+        rm -r /tmp/*
         ln -s /usr/lib/cni/* /opt/cni/bin/
-        ln -s /usr/bin/netspawn-xdp /usr/lib/cni/netspawn-cni
-        ln -s /usr/bin/netspawn-xdp /opt/cni/bin/netspawn-cni",
+        for folder in /usr/lib/cni /opt/cni/bin /opt/cni/newer; do
+            ln -s /usr/bin/netspawn-xdp $folder/netspawn-cni
+        done",
     ),
 };
 

@@ -10,6 +10,8 @@ use super::{KIT, report};
 
 /// Where the plugins are.
 pub const PATH: &str = "/opt/cni/bin";
+/// Where those are that speak 1.1.0.
+pub const NEWER: &str = "/opt/cni/newer";
 
 /// Boots a box in which the agent runs, and containerd does not.
 pub fn boot() -> Result<SystemdHost> {
