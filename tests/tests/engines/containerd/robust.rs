@@ -12,8 +12,10 @@ use super::{
 /// What is left of containers: records, addresses, links.
 fn left(system: &SystemdHost) -> Result<[String; 3]> {
     Ok([
-        system.run("ls /run/netspawn/cni")?,
-        system.run("find /run/cni/networks/public -name 203.*")?,
+        system.shell(
+            "ls -A /run/netspawn/cni /run/netspawn/cni-begun 2> /dev/null | grep json || true",
+        )?,
+        system.shell("find /run/cni/networks/public -name '203.*' 2> /dev/null || true")?,
         system.shell("ip -br link | grep -o '^cni[^@]*' || true")?,
     ])
 }
@@ -34,7 +36,7 @@ fn nothing_is_left(system: &SystemdHost) -> Result<()> {
 fn what_makes_no_sense_is_refused_and_what_is_not_there_deleted() -> Result<()> {
     let system = boot()?;
     let a = Container::make(&system, "a")?;
-    let good = network("1.1.0", &["203.0.113.100/24"]);
+    let good = network("1.0.0", &["203.0.113.100/24"]);
     for stdin in ["", "{", "null", "[]", "\u{feff}{}", "{\"cniVersion\": 1}"] {
         for command in ["ADD", "CHECK", "DEL", "GC", "STATUS"] {
             let outcome = a.call_raw(command, stdin, &[])?;
@@ -74,8 +76,8 @@ fn what_makes_no_sense_is_refused_and_what_is_not_there_deleted() -> Result<()> 
         let deleted = a.call_with("DEL", &good, variables)?;
         ensure!(deleted == Ok(Value::Null), "{deleted:?}");
     }
-    // The longest name that a file can have.
-    let id = "a".repeat(255);
+    // Longer than what the kernel remembers with a link.
+    let id = "z".repeat(300);
     let mut more = good.clone();
     more["keyA"] = json!({"type": ["of", "others"]});
     let with = |command: &str| a.call_with(command, &more, &[&format!("CNI_CONTAINERID={id}")]);
@@ -151,13 +153,23 @@ fn twenty_come_and_go_at_once() -> Result<()> {
     Ok(())
 }
 
+/// A plugin that gives an address, and then kills who has asked for it.
+const DEADLY: &str = "#!/bin/sh
+\"${0%/*}/host-local\" || exit
+if [ $CNI_COMMAND = ADD ] && [ $CNI_CONTAINERID = a ]; then kill -KILL $PPID; fi
+";
+
 #[test]
 fn killed_at_any_time_it_leaves_nothing_that_is_not_found_again() -> Result<()> {
     let system = boot()?;
-    let a = Container::make(&system, "a")?;
+    system.write("/opt/cni/bin/deadly", DEADLY)?;
+    system.run("chmod +x /opt/cni/bin/deadly")?;
     let config = local("203.0.113.100");
-    let other = Container::make(&system, "b")?;
-    let killed = |after: u32| -> Result<()> {
+    let mut deadly = config.clone();
+    deadly["ipam"]["type"] = json!("deadly");
+    let mut a = Container::make(&system, "a")?;
+    let b = Container::make(&system, "b")?;
+    let killed = |config: &Value, after: u32| -> Result<()> {
         system.write("/run/config", &config.to_string())?;
         system
             .shell(&format!(
@@ -169,23 +181,26 @@ fn killed_at_any_time_it_leaves_nothing_that_is_not_found_again() -> Result<()> 
             ))
             .map(drop)
     };
-    let mut seen = std::collections::BTreeSet::new();
-    for after in (2..150).step_by(4) {
-        killed(after)?;
-        let here = left(&system)?;
-        seen.insert(here.map(|text| !text.is_empty()));
-        a.does("DEL", &config)?;
-        nothing_is_left(&system).with_context(|| format!("killed after {after} ms, then DEL"))?;
+    let times = (4..100).step_by(8).map(|after| (&config, after));
+    for (config, after) in times.chain([(&deadly, 999)]) {
+        let when = || format!("killed after {after} ms: {}", report(&system));
+        killed(config, after)?;
+        a.does("DEL", config)?;
+        nothing_is_left(&system).with_context(when)?;
         // Its runtime says nothing, and the next container finds the only address free.
-        killed(after)?;
+        killed(config, after)?;
         a.end()?;
-        other
-            .does("ADD", &config)
-            .with_context(|| format!("killed after {after} ms"))?;
-        other.does("DEL", &config)?;
-        nothing_is_left(&system).with_context(|| format!("killed after {after} ms"))?;
-        Container::make(&system, "a")?;
+        b.does("ADD", config).with_context(when)?;
+        b.does("DEL", config)?;
+        nothing_is_left(&system).with_context(when)?;
+        a = Container::make(&system, "a")?;
     }
-    eprintln!("{seen:?}");
-    Ok(())
+    // The container may live on, when what is left is collected.
+    let mut collect = deadly.clone();
+    collect["cniVersion"] = json!("1.1.0");
+    killed(&deadly, 999)?;
+    let kept = left(&system)?;
+    ensure!(kept[1].contains("203.0.113.100"), "{kept:?}");
+    a.does("GC", &collect)?;
+    nothing_is_left(&system)
 }
