@@ -4,7 +4,7 @@
 mod chained;
 mod libcni;
 mod plugin;
-mod robust;
+pub mod robust;
 mod stale;
 
 use anyhow::{Context as _, Result};

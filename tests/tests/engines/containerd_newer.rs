@@ -2,11 +2,13 @@
 //! the interface that kubelet uses, whose pods get DEL. Runs on demand: the older one is
 //! shown at every run.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{Kit, SystemdHost, wait_until};
 
 use super::{
-    containerd::{Containerd, version},
+    containerd::{Containerd, robust::nothing_is_left, version},
     scenario::{self, Engine, SOON, Wanted, report},
 };
 
@@ -64,6 +66,9 @@ const NETWORK: &str = r#"{
     }]
 }"#;
 
+/// When systemd kills an agent that does nothing.
+const WATCHDOG: Duration = Duration::from_secs(30);
+
 /// Pods, started as kubelet starts them.
 struct Pods {
     system: SystemdHost,
@@ -85,6 +90,7 @@ impl Pods {
             .cmd("cri")
             .arg(command)
             .args(machines.iter().map(|machine| &machine.name))
+            .limit(WATCHDOG * 2)
             .text()
             .with_context(|| report(&self.system))
     }
@@ -137,9 +143,30 @@ fn pods_are_served() -> Result<()> {
     let engine = Pods::start()?;
     scenario::shows(&engine)?;
     // DEL was called for each: nobody waits for the next ADD.
+    nothing_is_left(&engine.system)
+}
+
+#[test]
+fn pod_without_an_answer_of_the_agent_fails_and_leaves_nothing() -> Result<()> {
+    let engine = Pods::start()?;
     let system = &engine.system;
-    ensure!(system.run("ls /run/netspawn/cni")?.is_empty());
-    let kept = system.run("ls /run/cni/networks/public")?;
-    ensure!(!kept.contains("203.0.113"), "{kept}");
-    Ok(())
+    let one = [Wanted::number(50)];
+    let pid = scenario::agent(system)?;
+    system.shell(&format!("kill -STOP {pid}"))?;
+    let start = Instant::now();
+    let started = engine.start(&one);
+    let taken = start.elapsed();
+    let Err(error) = started else {
+        anyhow::bail!("it is served by nobody");
+    };
+    let words = format!("{error:#}");
+    ensure!(words.contains("the agent did not answer"), "{words}");
+    ensure!(taken < WATCHDOG + SOON, "{taken:?}");
+    let restarted = wait_until(SOON, || scenario::agent(system).is_ok_and(|new| new != pid));
+    ensure!(restarted, "the agent is not restarted\n{}", report(system));
+    nothing_is_left(system)?;
+    engine.start(&one)?;
+    one[0].answers(system)?;
+    engine.stop(&one)?;
+    nothing_is_left(system)
 }

@@ -21,7 +21,7 @@ fn left(system: &SystemdHost) -> Result<[String; 3]> {
 }
 
 /// That nothing is.
-fn nothing_is_left(system: &SystemdHost) -> Result<()> {
+pub fn nothing_is_left(system: &SystemdHost) -> Result<()> {
     let left = left(system)?;
     ensure!(
         left.iter().all(String::is_empty),

@@ -20,7 +20,7 @@ def call(method, **fields):
         response_deserializer=getattr(api, f"{method}Response").FromString,
     )
     request = getattr(api, f"{method}Request")(**fields)
-    return send(request, timeout=25, wait_for_ready=True)
+    return send(request, timeout=55, wait_for_ready=True)
 
 
 def run(name):
