@@ -143,7 +143,15 @@ fn pods_are_served() -> Result<()> {
     let engine = Pods::start()?;
     scenario::shows(&engine)?;
     // DEL was called for each: nobody waits for the next ADD.
-    nothing_is_left(&engine.system)
+    let system = &engine.system;
+    nothing_is_left(system)?;
+    // The node is told by STATUS whether there is a network.
+    engine.becomes("True")?;
+    system.run("systemctl stop netspawn-xdp@eth0")?;
+    system.xdp("detach")?.success()?;
+    engine.becomes("False")?;
+    system.run("systemctl start netspawn-xdp@eth0")?;
+    engine.becomes("True")
 }
 
 #[test]

@@ -364,4 +364,27 @@ mod tests {
         host.links.insert(7, Link::ethernet(7, &port.name));
         assert!(port.is_there(&host));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_file_is_read_or_named(
+            value in crate::mangled::json(serde_json::to_value(attachment("a", 9)).unwrap()),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(folder(dir.path())).unwrap();
+            let path = file(dir.path(), "a", "eth0");
+            fs::write(&path, value.to_string()).unwrap();
+            match list(dir.path()) {
+                Ok(found) => {
+                    for one in found {
+                        let _ = (one.target().arg("IP"), one.port.is_there(&Host::default()));
+                    }
+                }
+                Err(problem) => {
+                    let text = problem.to_string();
+                    proptest::prop_assert!(text.contains(&path.display().to_string()), "{text}");
+                }
+            }
+        }
+    }
 }

@@ -231,6 +231,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::driver::cni::link::Plan;
 
     fn read(config: &Value, command: Command) -> Result<Config, Error> {
         let target = Target {
@@ -360,6 +361,61 @@ mod tests {
             config[key] = value;
             let error = read(&config, Command::Add).unwrap_err();
             assert_eq!(error.code, expected, "{config}: {error}");
+        }
+    }
+
+    fn whole() -> Value {
+        json!({
+            "cniVersion": "1.1.0",
+            "name": "public",
+            "type": "netspawn-cni",
+            "mtu": 1400,
+            "tenant": "acme",
+            "dns": {"nameservers": ["198.51.100.53"], "search": ["example.org"]},
+            "ipam": {"type": "host-local"},
+            "runtimeConfig": {"mac": "02:00:00:00:00:03", "ips": ["192.0.2.2/24"]},
+            "args": {"cni": {"ips": ["2001:db8::2"]}},
+            "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}],
+            "prevResult": {
+                "cniVersion": "1.1.0",
+                "interfaces": [{"name": "eth0", "mtu": 1500, "sandbox": "/run/netns/a"}],
+                "ips": [{"interface": 0, "address": "192.0.2.2/24", "gateway": "192.0.2.1"}],
+                "routes": [{"dst": "::/0", "mtu": 1400, "table": 100, "scope": 0}],
+                "dns": {"nameservers": ["198.51.100.53"]},
+            },
+        })
+    }
+
+    #[test]
+    fn what_is_mangled_is_right_before() {
+        let config = read(&whole(), Command::Add).unwrap();
+        assert!(result::read("prevResult", &config.previous.unwrap()).is_ok());
+    }
+
+    proptest::proptest! {
+        /// What is almost right is taken or refused, and what is taken is of use.
+        #[test]
+        fn anything_is_read_without_panic(config in crate::mangled::json(whole())) {
+            for (_, command) in Command::ALL {
+                let Ok(config) = read(&config, command) else { continue };
+                let Some(previous) = &config.previous else { continue };
+                let Ok(result) = result::read("prevResult", previous) else { continue };
+                let target = Target {
+                    container: "a".to_owned(),
+                    ifname: "eth0".to_owned(),
+                    netns: None,
+                    args: String::new(),
+                };
+                let Ok(plan) = Plan::new(&target, &result, config.mac, 1500) else { continue };
+                let mut told = previous.clone();
+                told["ips"] = json!(plan.ips(0));
+                proptest::prop_assert!(result::read("itself", &told).is_ok());
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_without_panic(text in crate::mangled::text(&whole().to_string())) {
+            let _ = Config::read(text.as_bytes(), Command::Add, None);
         }
     }
 }
