@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cli::Mode,
-    driver,
+    driver::{self, cni::attachment},
     event::Filter,
     metrics::Address,
     net::namespace,
@@ -238,7 +238,8 @@ impl RunDir {
         let _ = fs::remove_file(self.lock_file());
         let _ = fs::remove_dir_all(engine::folder(&self.folder));
         let _ = fs::remove_dir(self.folder.join("machines"));
-        let _ = fs::remove_dir(self.folder.join("cni"));
+        let _ = fs::remove_dir(attachment::folder(&self.folder));
+        let _ = fs::remove_dir(attachment::begun_folder(&self.folder));
         let _ = fs::remove_dir(&self.folder);
     }
 
@@ -314,7 +315,8 @@ impl RunDir {
     }
 }
 
-fn is_at(file: &File, path: &Path) -> bool {
+/// Whether it is that file that is at a path.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     match (file.metadata(), fs::metadata(path)) {
         (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),

@@ -14,6 +14,8 @@ pub mod fields;
 pub mod guest;
 pub mod import;
 pub mod logging;
+#[cfg(test)]
+mod mangled;
 pub mod metrics;
 pub mod mismatch;
 pub mod model;

@@ -27,6 +27,7 @@ const HEAD: &str = "| engine | version | shown | on |\n|---|---|---|---|\n";
 /// long, and run on demand.
 const ENGINES: &[(&str, bool)] = &[
     ("containerd", true),
+    ("containerd_newer", false),
     ("docker", true),
     ("docker_scale", false),
     ("incus", true),

@@ -28,7 +28,7 @@ pub struct Veth<'a> {
 }
 
 impl Veth<'_> {
-    /// Makes it.
+    /// Makes it. What fails leaves nothing.
     ///
     /// # Errors
     /// When the kernel refuses, as with `EEXIST` for a name that is taken.
@@ -50,7 +50,9 @@ impl Veth<'_> {
         let request = Request::new(libc::RTM_SETLINK, 0, &ifinfomsg(0, 0, 0))
             .text(libc::IFLA_IFNAME, self.name)
             .attr(libc::IFLA_IFALIAS, self.alias.as_bytes());
-        netlink.apply(request)
+        netlink.apply(request).inspect_err(|_| {
+            let _ = remove(netlink, self.name);
+        })
     }
 
     fn peer(&self, nest: Request) -> Request {

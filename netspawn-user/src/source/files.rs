@@ -296,7 +296,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// A file beside the one it is to become, with its content on disk.
-fn draft(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
+pub(crate) fn draft(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     let mut draft = tempfile::Builder::new()

@@ -382,4 +382,23 @@ mod tests {
         mode(0o600);
         assert_eq!(status(&link).unwrap(), None);
     }
+
+    fn whole() -> String {
+        format!(
+            "<domstatus state='running'><domain><name>web&amp;</name><metadata>
+             <machine xmlns='urn:netspawn:libvirt:1' tenant='acme'><address>203.0.113.9</address>
+             <interface mac='52:54:00:00:00:02'><address>::1</address></interface></machine>
+             </metadata><devices>{INTERFACES}<interface type='ethernet'><target dev='tap-b'/>
+             <filterref filter='clean-traffic'><parameter name='IP' value='203.0.113.7'/>
+             </filterref></interface></devices></domain></domstatus>"
+        )
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn anything_is_read_without_panic(text in crate::mangled::text(&whole())) {
+            proptest::prop_assert_eq!(domain(&whole()).unwrap().len(), 3);
+            let _ = domain(&text);
+        }
+    }
 }

@@ -22,10 +22,10 @@ use serde::{Deserialize, Serialize};
 
 #[doc(hidden)]
 pub use files::parse as parse_machine;
-pub(crate) use files::replace;
 pub use files::{
     Created, Removed, create_machine, machine_path, remove_machine, text_of, write_machine,
 };
+pub(crate) use files::{draft, replace};
 pub use nspawn::parse as parse_nspawn;
 pub(crate) use nspawn::syntax;
 pub use watch::Watcher;

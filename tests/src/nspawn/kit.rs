@@ -112,15 +112,16 @@ impl Kit {
             "set -e
             export DEBIAN_FRONTEND=noninteractive
             ls /etc/systemd/system/*.wants/ 2>/dev/null | sort > /before
-            apt-get -q update
+            # What is replaced daily is not always fresh on a mirror; signed it is.
+            apt-get -q -o Acquire::Check-Valid-Until=false update
             apt-get -q install -y --no-install-recommends {}
-            rm -rf /var/cache/apt/archives /var/lib/apt/lists
             for want in /etc/systemd/system/*.wants/*; do
                 unit=${{want##*/}}
                 grep -qx \"$unit\" /before || rm -f \"$want\"
             done
             rm /before /usr/sbin/policy-rc.d
-            {}",
+            {}
+            rm -rf /var/cache/apt/archives /var/lib/apt/lists",
             packages.join(" "),
             self.script
         );

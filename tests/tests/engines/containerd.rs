@@ -4,64 +4,79 @@
 mod chained;
 mod libcni;
 mod plugin;
+pub mod robust;
 mod stale;
 
 use anyhow::{Context as _, Result};
 use netspawn_tests::{Kit, SystemdHost};
 
-use super::scenario::{self, Engine, Wanted, report};
+use super::{
+    containerd_newer,
+    scenario::{self, Engine, Wanted, report},
+};
 
 const KIT: Kit = Kit {
     name: "containerd",
-    recipe: 3,
+    recipe: 4,
     release: None,
-    packages: &[
-        "containerd",
-        "containernetworking-plugins",
-        "golang-go",
-        // The reference library, called libcni.
-        "golang-github-appc-cni-dev",
-    ],
-    backports: &[],
-    testing: &[],
+    packages: &["containerd", "containernetworking-plugins"],
+    // What the newer library is built with.
+    backports: &["golang-go", "golang-src*", "golang-1.*"],
+    // The reference library, called libcni, in the first release of it that speaks 1.1.0;
+    // what its own tests need stays out.
+    testing: &["golang-github-appc-cni-*"],
     script: concat!(
         "cat > /tmp/libcni.go <<'END'\n",
         include_str!("containerd/libcni.go"),
         "END
         cd /tmp
-        HOME=/tmp CGO_ENABLED=0 GO111MODULE=off GOPATH=/usr/share/gocode \\
+        apt-get -q download golang-github-appc-cni-dev
+        # Plugins that speak 1.1.0, beside those of this release.
+        apt-get -q download containernetworking-plugins/testing
+        for package in *.deb; do dpkg -x $package newer; done
+        HOME=/tmp CGO_ENABLED=0 GO111MODULE=off GOPATH=/tmp/newer/usr/share/gocode \\
             go build -o /usr/bin/libcni libcni.go
-        apt-get -q purge -y --autoremove golang-go golang-github-appc-cni-dev
-        rm -r /tmp/*
+        apt-get -q purge -y --autoremove golang-go
         mkdir -p /opt/cni/bin /etc/cni/net.d
+        mv newer/usr/lib/cni /opt/cni/newer
+        rm -r /tmp/*
         ln -s /usr/lib/cni/* /opt/cni/bin/
-        ln -s /usr/bin/netspawn-xdp /usr/lib/cni/netspawn-cni
-        ln -s /usr/bin/netspawn-xdp /opt/cni/bin/netspawn-cni",
+        for folder in /usr/lib/cni /opt/cni/bin /opt/cni/newer; do
+            ln -s /usr/bin/netspawn-xdp $folder/netspawn-cni
+        done",
     ),
 };
 
-struct Containerd {
-    system: SystemdHost,
+/// containerd of this machine's release, or of the one to come.
+pub struct Containerd<const NEWER: bool> {
+    pub system: SystemdHost,
 }
 
-impl Containerd {
-    fn start() -> Result<Self> {
-        let system = SystemdHost::with(&KIT)?;
+impl<const NEWER: bool> Containerd<NEWER> {
+    pub fn start() -> Result<Self> {
+        let (kit, start) = if NEWER {
+            (&containerd_newer::KIT, containerd_newer::START)
+        } else {
+            (&KIT, START)
+        };
+        let system = SystemdHost::with(kit)?;
         system.install("")?;
         system.shell(
-            "set -e
-            cp -a /tiny /var/lib/engines/tiny
-            mkdir -p /var/lib/engines/containerd /etc/containerd /etc/cni/net.d
-            cat > /etc/containerd/config.toml <<END
+            "cp -a /tiny /var/lib/engines/tiny
+            mkdir -p /var/lib/engines/containerd /etc/containerd /etc/cni/net.d",
+        )?;
+        system.shell(start)?;
+        Ok(Containerd { system })
+    }
+}
+
+/// Starts the daemon.
+const START: &str = "cat > /etc/containerd/config.toml <<END
 version = 2
 root = \"/var/lib/engines/containerd\"
 disabled_plugins = [\"io.containerd.grpc.v1.cri\"]
 END
-            systemctl start containerd",
-        )?;
-        Ok(Containerd { system })
-    }
-}
+    systemctl start containerd";
 
 /// A network of that name whose only container is one with these addresses.
 pub fn network(name: &str, wanted: &Wanted) -> String {
@@ -85,8 +100,12 @@ pub fn network(name: &str, wanted: &Wanted) -> String {
     )
 }
 
-impl Engine for Containerd {
-    const NAME: &'static str = "containerd";
+impl<const NEWER: bool> Engine for Containerd<NEWER> {
+    const NAME: &'static str = if NEWER {
+        "containerd_newer"
+    } else {
+        "containerd"
+    };
     /// ADD returns when the agent has served the container.
     const LOSES_EVENTS: bool = false;
 
@@ -133,13 +152,18 @@ impl Engine for Containerd {
     }
 
     fn version(&self) -> Result<String> {
-        let text = self.system.run("containerd --version")?;
-        Ok(text.split_whitespace().nth(2).unwrap_or("?").to_owned())
+        version(&self.system)
     }
+}
+
+/// The daemon's version.
+pub fn version(system: &SystemdHost) -> Result<String> {
+    let text = system.run("containerd --version")?;
+    Ok(text.split_whitespace().nth(2).unwrap_or("?").to_owned())
 }
 
 #[test]
 fn containers_are_served() -> Result<()> {
-    let engine = Containerd::start()?;
+    let engine = Containerd::<false>::start()?;
     scenario::shows(&engine)
 }

@@ -1,6 +1,7 @@
 //! Real engines in booted hosts, one module each: `cargo xtask test engines NAME`.
 
 mod containerd;
+mod containerd_newer;
 mod docker;
 mod docker_scale;
 mod incus;

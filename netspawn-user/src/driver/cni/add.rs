@@ -1,13 +1,13 @@
 //! ADD: connects a container.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
     Call,
-    attachment::{self, Attachment, Delegated, Port},
+    attachment::{self, Attachment, Begun, Port},
     chain,
     environment::Target,
     error::{Error, code},
@@ -58,6 +58,7 @@ fn main(call: &Call<'_>, target: &Target, netns: &Path) -> Result<Value, Error> 
         ));
     }
     leftovers::of_network(call, target)?;
+    let _begun = begin(call, target)?;
     let ipam = call.ipam(Some(target));
     let given = match ipam {
         Some(ipam) => ipam.add()?,
@@ -71,6 +72,29 @@ fn main(call: &Call<'_>, target: &Target, netns: &Path) -> Result<Value, Error> 
         ipam.undo();
     }
     connected
+}
+
+/// Writes down what has to be given back if this process is killed.
+fn begin(call: &Call<'_>, target: &Target) -> Result<Begun, Error> {
+    let port = Port {
+        ifindex: 0,
+        name: attachment::port_name(&target.container, &target.ifname),
+        own: true,
+    };
+    let machine = machine(call, target, &port.name, Vec::new());
+    let attachment = call.attachment(target, port, call.delegated(), machine);
+    let run_dir = call.host.run_dir();
+    attachment
+        .begin(run_dir)
+        .map_err(|error| unwritten(&attachment::begun_folder(run_dir), &error))
+}
+
+fn unwritten(folder: &Path, error: &io::Error) -> Error {
+    Error::new(
+        code::IO,
+        format!("cannot write to {}: {error}", folder.display()),
+        "",
+    )
 }
 
 /// An address that the runtime wants.
@@ -99,13 +123,9 @@ fn connect(
         name: name.clone(),
         own: true,
     };
-    let ipam = config.ipam.clone().map(|kind| Delegated {
-        kind,
-        config: config.raw.clone(),
-    });
     let mut machine = machine(call, target, &name, plan.addresses());
     machine.mac = Some(plan.mac);
-    let attachment = call.attachment(target, port, ipam, machine);
+    let attachment = call.attachment(target, port, call.delegated(), machine);
     if let Err(error) = serve(call, &attachment) {
         link::remove(&name);
         call.host.withdraw(&error);
@@ -132,14 +152,9 @@ fn connect(
 /// does not, the container is forgotten.
 pub fn serve(call: &Call<'_>, attachment: &Attachment) -> Result<(), Error> {
     let run_dir = call.host.run_dir();
-    let kept = attachment.keep(run_dir).map_err(|error| {
-        let folder = attachment::folder(run_dir);
-        Error::new(
-            code::IO,
-            format!("cannot write to {}: {error}", folder.display()),
-            "",
-        )
-    });
+    let kept = attachment
+        .keep(run_dir)
+        .map_err(|error| unwritten(&attachment::folder(run_dir), &error));
     let served = kept.and_then(|()| {
         let applied = call.host.apply()?;
         call.host.serves(&applied, attachment)

@@ -13,9 +13,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::environment::Target;
 use crate::{
+    control,
     model::Host,
     problem::{Fault, Problem},
-    source::{engine::Machine, replace},
+    source::{draft, engine::Machine, replace},
 };
 
 /// Hex digits in the names of links and files.
@@ -89,6 +90,19 @@ impl Attachment {
         self.container == container && self.ifname == ifname
     }
 
+    /// Writes down that an ADD of it begins, which may be killed at any time, with what
+    /// has to be given back then.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn begin(&self, run_dir: &Path) -> io::Result<Begun> {
+        let path = begun(run_dir, &self.container, &self.ifname);
+        let draft = draft(&path, &serde_json::to_vec(self)?)?;
+        draft.as_file().lock()?;
+        let lock = draft.persist(&path).map_err(|error| error.error)?;
+        Ok(Begun { path, _lock: lock })
+    }
+
     /// Keeps it.
     ///
     /// # Errors
@@ -102,9 +116,31 @@ impl Attachment {
     }
 }
 
+/// An ADD that has begun. Its file is locked until the value is dropped, with which it
+/// goes: one that is there and not locked is of an ADD that was killed.
+#[derive(Debug)]
+pub struct Begun {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.path) {
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
 /// The folder in RUNDIR.
 pub fn folder(run_dir: &Path) -> PathBuf {
     run_dir.join("cni")
+}
+
+/// The folder in RUNDIR of those whose ADD has begun. It is another one, as that of those
+/// that are connected is watched.
+pub fn begun_folder(run_dir: &Path) -> PathBuf {
+    run_dir.join("cni-begun")
 }
 
 /// Digits that tell interfaces of containers apart.
@@ -126,6 +162,10 @@ fn file(run_dir: &Path, container: &str, ifname: &str) -> PathBuf {
     folder(run_dir).join(format!("{}.json", digits(container, ifname)))
 }
 
+fn begun(run_dir: &Path, container: &str, ifname: &str) -> PathBuf {
+    begun_folder(run_dir).join(format!("{}.json", digits(container, ifname)))
+}
+
 /// The one of that interface.
 ///
 /// # Errors
@@ -134,12 +174,18 @@ pub fn find(run_dir: &Path, container: &str, ifname: &str) -> Result<Option<Atta
     read(&file(run_dir, container, ifname))
 }
 
-/// Forgets the one of that interface. That there is none is no error.
+/// Forgets the one of that interface, and that its ADD was killed. That there is none is
+/// no error.
 ///
 /// # Errors
-/// When its file cannot be removed.
+/// When a file cannot be removed.
 pub fn forget(run_dir: &Path, container: &str, ifname: &str) -> io::Result<()> {
-    match fs::remove_file(file(run_dir, container, ifname)) {
+    let kept = remove(&file(run_dir, container, ifname));
+    remove(&begun(run_dir, container, ifname)).and(kept)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -150,11 +196,37 @@ pub fn forget(run_dir: &Path, container: &str, ifname: &str) -> io::Result<()> {
 /// # Errors
 /// When the folder or a file cannot be read.
 pub fn list(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
-    let folder = folder(run_dir);
+    let mut found = Vec::new();
+    for path in files(&folder(run_dir))? {
+        found.extend(read(&path)?);
+    }
+    found.sort_by_key(|attachment| (attachment.port.ifindex, attachment.ifname.clone()));
+    Ok(found)
+}
+
+/// Those whose ADD was killed.
+///
+/// # Errors
+/// When the folder or a file cannot be read.
+pub fn broken_off(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
+    let mut found = Vec::new();
+    for path in files(&begun_folder(run_dir))? {
+        // Gone, or locked by the ADD that works on it.
+        let is_free = File::open(&path)
+            .is_ok_and(|file| file.try_lock().is_ok() && control::is_at(&file, &path));
+        if is_free {
+            found.extend(read(&path)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The files of a folder that are one's each.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
     let unlisted = |error: io::Error| {
-        Fault::new(format!("cannot be listed: {error}"), "").at(&folder, None, None)
+        Fault::new(format!("cannot be listed: {error}"), "").at(folder, None, None)
     };
-    let entries = match fs::read_dir(&folder) {
+    let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(unlisted)?,
     };
@@ -166,10 +238,9 @@ pub fn list(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
             .extension()
             .is_some_and(|extension| extension == "json")
         {
-            found.extend(read(&path)?);
+            found.push(path);
         }
     }
-    found.sort_by_key(|attachment| (attachment.port.ifindex, attachment.ifname.clone()));
     Ok(found)
 }
 
@@ -258,6 +329,25 @@ mod tests {
     }
 
     #[test]
+    fn add_that_has_begun_is_broken_off_when_it_was_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = attachment("a", 0);
+        assert_eq!(broken_off(dir.path()).unwrap(), []);
+        let begun = a.begin(dir.path()).unwrap();
+        assert_eq!(broken_off(dir.path()).unwrap(), []);
+        drop(begun);
+        assert_eq!(broken_off(dir.path()).unwrap(), []);
+        let mut begun = a.begin(dir.path()).unwrap();
+        // As the kernel does it.
+        begun._lock = File::open(dir.path()).unwrap();
+        assert_eq!(broken_off(dir.path()).unwrap(), [a]);
+        std::mem::forget(begun);
+        forget(dir.path(), "a", "eth0").unwrap();
+        assert_eq!(broken_off(dir.path()).unwrap(), []);
+        assert_eq!(list(dir.path()).unwrap(), []);
+    }
+
+    #[test]
     fn names_of_ports_are_names_and_differ() {
         let names = [("a", "eth0"), ("a", "eth1"), ("b", "eth0")].map(|(a, b)| port_name(a, b));
         assert!(names.iter().all(|name| name.len() == 15), "{names:?}");
@@ -273,5 +363,28 @@ mod tests {
         assert!(!port.is_there(&host));
         host.links.insert(7, Link::ethernet(7, &port.name));
         assert!(port.is_there(&host));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_file_is_read_or_named(
+            value in crate::mangled::json(serde_json::to_value(attachment("a", 9)).unwrap()),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(folder(dir.path())).unwrap();
+            let path = file(dir.path(), "a", "eth0");
+            fs::write(&path, value.to_string()).unwrap();
+            match list(dir.path()) {
+                Ok(found) => {
+                    for one in found {
+                        let _ = (one.target().arg("IP"), one.port.is_there(&Host::default()));
+                    }
+                }
+                Err(problem) => {
+                    let text = problem.to_string();
+                    proptest::prop_assert!(text.contains(&path.display().to_string()), "{text}");
+                }
+            }
+        }
     }
 }

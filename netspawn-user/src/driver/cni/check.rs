@@ -10,6 +10,7 @@ use super::{
     error::{Error, code},
     host::open_namespace,
     result::{self, Previous, cidr},
+    version::Version,
 };
 use crate::net::{interface, namespace, netlink::Netlink};
 
@@ -45,7 +46,7 @@ pub fn run(call: &Call<'_>, target: &Target) -> Result<(), Error> {
             return Err(changed(format!("{address} does not lead to {}", port.name)));
         }
     }
-    check_inside(target, &result)?;
+    check_inside(call, target, &result)?;
     match call.ipam(Some(target)) {
         Some(ipam) => ipam.check(),
         None => Ok(()),
@@ -61,7 +62,7 @@ fn changed(what: String) -> Error {
 }
 
 /// Whether the container has the addresses and routes that ADD has told of.
-fn check_inside(target: &Target, result: &Previous) -> Result<(), Error> {
+fn check_inside(call: &Call<'_>, target: &Target, result: &Previous) -> Result<(), Error> {
     let Some(netns) = &target.netns else {
         return Ok(());
     };
@@ -73,10 +74,11 @@ fn check_inside(target: &Target, result: &Previous) -> Result<(), Error> {
             addresses.push(cidr(&ip.address)?);
         }
     }
+    // Older results do not tell a route's table.
+    let main = (call.config.version >= Version::V1_1_0).then_some(libc::RT_TABLE_MAIN.into());
     let mut routes = Vec::new();
     for route in &result.routes {
-        let table = route.table.unwrap_or(libc::RT_TABLE_MAIN.into());
-        routes.push((cidr(&route.dst)?.trunc(), table));
+        routes.push((cidr(&route.dst)?.trunc(), route.table.or(main)));
     }
     let ifname = target.ifname.clone();
     let missing = namespace::inside(Some(netns.clone()), move || {
@@ -93,10 +95,10 @@ fn check_inside(target: &Target, result: &Previous) -> Result<(), Error> {
         }
         for (destination, table) in routes {
             let has = interface::routes(&mut netlink, destination.addr());
-            if !has
-                .map_err(io::Error::other)?
-                .contains(&(destination, table))
-            {
+            let is_it = |(to, of): &(IpNet, u32)| {
+                *to == destination && table.is_none_or(|table| table == *of)
+            };
+            if !has.map_err(io::Error::other)?.iter().any(is_it) {
                 return Ok(Some(format!("the container has no route to {destination}")));
             }
         }

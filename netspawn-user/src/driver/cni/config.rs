@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{
     environment::{Command, Target},
     error::{Error, code},
-    result::Dns,
+    result::{self, Dns},
     version::Version,
 };
 use crate::fields;
@@ -69,9 +69,11 @@ struct Keys {
     runtime_config: PerContainer,
     #[serde(default)]
     args: Args,
-    prev_result: Option<Value>,
-    #[serde(default, rename = "cni.dev/valid-attachments")]
-    valid: Vec<Valid>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid: Option<Vec<Valid>>,
+    /// The same as the specification has called it by mistake, and some write.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<Valid>>,
 }
 
 #[derive(Deserialize)]
@@ -106,13 +108,22 @@ pub fn version(stdin: &[u8]) -> Result<Version, Error> {
         #[serde(default)]
         cni_version: String,
     }
-    let Versioned { cni_version } = decode(stdin)?;
+    let config = serde_json::from_slice(stdin).map_err(not_understood)?;
+    let Versioned { cni_version } = result::decode(&config).map_err(not_understood)?;
     let text = if cni_version.is_empty() {
         "0.1.0"
     } else {
         &cni_version
     };
     text.parse()
+}
+
+fn not_understood(error: serde_json::Error) -> Error {
+    Error::new(
+        code::DECODE,
+        format!("the network configuration on stdin is not understood: {error}"),
+        "",
+    )
 }
 
 impl Config {
@@ -135,8 +146,8 @@ impl Config {
                 format!("{} is there since {}", command.name(), since.name()),
             ));
         }
-        let keys: Keys = decode(stdin)?;
-        let raw = decode(stdin)?;
+        let raw: Value = serde_json::from_slice(stdin).map_err(not_understood)?;
+        let keys: Keys = result::decode(&raw).map_err(not_understood)?;
         let name = keys.name.unwrap_or_default();
         if !is_network(&name) {
             return Err(Error::config(
@@ -197,23 +208,15 @@ impl Config {
             mac: mac.map_err(|error| fault("mac", error))?,
             ips: ips
                 .iter()
-                .map(|text| super::result::cidr(text))
+                .map(|text| result::cidr(text))
                 .collect::<Result<_, _>>()?,
-            previous: keys.prev_result.filter(|value| !value.is_null()),
-            valid: keys.valid,
+            previous: Some(&raw["prevResult"])
+                .filter(|value| !value.is_null())
+                .cloned(),
+            valid: keys.valid.or(keys.attachments).unwrap_or_default(),
             raw,
         })
     }
-}
-
-fn decode<'a, T: Deserialize<'a>>(stdin: &'a [u8]) -> Result<T, Error> {
-    serde_json::from_slice(stdin).map_err(|error| {
-        Error::new(
-            code::DECODE,
-            format!("the network configuration on stdin is not understood: {error}"),
-            "",
-        )
-    })
 }
 
 fn is_network(text: &str) -> bool {
@@ -228,6 +231,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::driver::cni::link::Plan;
 
     fn read(config: &Value, command: Command) -> Result<Config, Error> {
         let target = Target {
@@ -271,11 +275,52 @@ mod tests {
         }
         let mut none = config("1.0.0");
         none["cniVersion"].take();
-        assert_eq!(read(&none, Command::Add).unwrap_err().code, code::DECODE);
+        assert_eq!(read(&none, Command::Add).unwrap_err().code, code::VERSION);
         let none = json!({"name": "public"});
         assert_eq!(read(&none, Command::Add).unwrap_err().code, code::VERSION);
-        let error = Config::read(b"{", Command::Add, None).unwrap_err();
-        assert_eq!(error.code, code::DECODE);
+        for text in ["", "{", "3", "[\"1.0.0\"]", "[\"1.0.0\", \"public\"]"] {
+            let error = Config::read(text.as_bytes(), Command::Add, None).unwrap_err();
+            assert_eq!(error.code, code::DECODE, "{text}");
+        }
+    }
+
+    #[test]
+    fn null_is_as_nothing() {
+        let mut config = config("1.1.0");
+        for key in [
+            "runtimeConfig",
+            "args",
+            "ipam",
+            "ipMasq",
+            "dns",
+            "mtu",
+            "tenant",
+            "prevResult",
+            "cni.dev/valid-attachments",
+        ] {
+            config[key] = Value::Null;
+        }
+        assert!(read(&config, Command::Gc).is_ok());
+        config["args"] = json!({"cni": {"ips": null}});
+        config["dns"] = json!({"nameservers": null, "domain": null});
+        assert!(read(&config, Command::Add).is_ok());
+    }
+
+    #[test]
+    fn containers_that_there_are_have_either_name() {
+        let mut config = config("1.1.0");
+        let valid = |config: &Value| {
+            let valid = read(config, Command::Gc).unwrap().valid;
+            valid
+                .into_iter()
+                .map(|one| one.container)
+                .collect::<String>()
+        };
+        assert_eq!(valid(&config), "");
+        config["cni.dev/attachments"] = json!([{"containerID": "a", "ifname": "eth0"}]);
+        assert_eq!(valid(&config), "a");
+        config["cni.dev/valid-attachments"] = json!([{"containerID": "b", "ifname": "eth0"}]);
+        assert_eq!(valid(&config), "b");
     }
 
     #[test]
@@ -316,6 +361,61 @@ mod tests {
             config[key] = value;
             let error = read(&config, Command::Add).unwrap_err();
             assert_eq!(error.code, expected, "{config}: {error}");
+        }
+    }
+
+    fn whole() -> Value {
+        json!({
+            "cniVersion": "1.1.0",
+            "name": "public",
+            "type": "netspawn-cni",
+            "mtu": 1400,
+            "tenant": "acme",
+            "dns": {"nameservers": ["198.51.100.53"], "search": ["example.org"]},
+            "ipam": {"type": "host-local"},
+            "runtimeConfig": {"mac": "02:00:00:00:00:03", "ips": ["192.0.2.2/24"]},
+            "args": {"cni": {"ips": ["2001:db8::2"]}},
+            "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}],
+            "prevResult": {
+                "cniVersion": "1.1.0",
+                "interfaces": [{"name": "eth0", "mtu": 1500, "sandbox": "/run/netns/a"}],
+                "ips": [{"interface": 0, "address": "192.0.2.2/24", "gateway": "192.0.2.1"}],
+                "routes": [{"dst": "::/0", "mtu": 1400, "table": 100, "scope": 0}],
+                "dns": {"nameservers": ["198.51.100.53"]},
+            },
+        })
+    }
+
+    #[test]
+    fn what_is_mangled_is_right_before() {
+        let config = read(&whole(), Command::Add).unwrap();
+        assert!(result::read("prevResult", &config.previous.unwrap()).is_ok());
+    }
+
+    proptest::proptest! {
+        /// What is almost right is taken or refused, and what is taken is of use.
+        #[test]
+        fn anything_is_read_without_panic(config in crate::mangled::json(whole())) {
+            for (_, command) in Command::ALL {
+                let Ok(config) = read(&config, command) else { continue };
+                let Some(previous) = &config.previous else { continue };
+                let Ok(result) = result::read("prevResult", previous) else { continue };
+                let target = Target {
+                    container: "a".to_owned(),
+                    ifname: "eth0".to_owned(),
+                    netns: None,
+                    args: String::new(),
+                };
+                let Ok(plan) = Plan::new(&target, &result, config.mac, 1500) else { continue };
+                let mut told = previous.clone();
+                told["ips"] = json!(plan.ips(0));
+                proptest::prop_assert!(result::read("itself", &told).is_ok());
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_without_panic(text in crate::mangled::text(&whole().to_string())) {
+            let _ = Config::read(text.as_bytes(), Command::Add, None);
         }
     }
 }

@@ -26,7 +26,8 @@ pub enum Command {
 }
 
 impl Command {
-    const ALL: [(&'static str, Command); 6] = [
+    /// All of them, as they are written.
+    pub const ALL: [(&'static str, Command); 6] = [
         ("ADD", Command::Add),
         ("DEL", Command::Del),
         ("CHECK", Command::Check),

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     cli::Global,
     commands::{Applied, DataPlane as _, View},
+    datapath::plane::Plane,
     model::Host as Network,
     net::namespace,
     pinned::Pinned,
@@ -109,13 +110,7 @@ impl Host<'_> {
     /// # Errors
     /// When it cannot be read.
     pub fn view(&self) -> Result<View, Error> {
-        Pinned(self.0).view().map_err(|error| {
-            Error::new(
-                code::TRY_AGAIN,
-                format!("the data plane cannot be read: {error:#}"),
-                "see `netspawn-xdp status`",
-            )
-        })
+        Pinned(self.0).view().map_err(|error| unreadable(&error))
     }
 
     /// The smallest MTU of the uplinks that are attached.
@@ -123,14 +118,26 @@ impl Host<'_> {
     /// # Errors
     /// When the data plane cannot be read.
     pub fn uplink_mtu(&self) -> Result<Option<u32>, Error> {
-        let view = self.view()?;
-        let links = &view.host.links;
-        let mtus = view
-            .uplinks
+        let network = self.network()?;
+        // The agent is not asked, which may be busy, or stopped.
+        let plane = Plane::open(&self.0.bpf_dir).map_err(|error| unreadable(&error))?;
+        let uplinks = match plane {
+            Some(mut plane) => plane.attached().map_err(|error| unreadable(&error))?,
+            None => Vec::new(),
+        };
+        let mtus = uplinks
             .iter()
-            .filter_map(|uplink| Some(links.get(&uplink.ifindex)?.mtu));
+            .filter_map(|uplink| Some(network.links.get(&uplink.ifindex)?.mtu));
         Ok(mtus.min())
     }
+}
+
+fn unreadable(error: &anyhow::Error) -> Error {
+    Error::new(
+        code::TRY_AGAIN,
+        format!("the data plane cannot be read: {error:#}"),
+        "see `netspawn-xdp status`",
+    )
 }
 
 /// The container's network namespace.

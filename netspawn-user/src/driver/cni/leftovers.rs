@@ -10,8 +10,8 @@ use super::{
 };
 
 /// Gives back what dead containers of the network had, so that it can be given to the
-/// next, and what an earlier ADD for the same interface had. What does not work is tried
-/// again at the next ADD.
+/// next, and what an earlier ADD for the same interface had, or one that was killed. What does
+/// not work is tried again at the next ADD.
 ///
 /// # Errors
 /// When nobody knows what there is.
@@ -50,6 +50,7 @@ pub fn release_all(
     };
     let _lock = attachment::lock(run_dir).map_err(|error| unknown(&error))?;
     let mut chosen = attachment::list(run_dir).map_err(|error| unknown(&error))?;
+    chosen.extend(attachment::broken_off(run_dir).map_err(|error| unknown(&error))?);
     choose(&mut chosen)?;
     let results = chosen.iter().map(|one| release(call, one));
     Ok(results.filter_map(Result::err).collect())

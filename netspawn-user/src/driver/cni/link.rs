@@ -131,7 +131,7 @@ pub fn make(name: &str, target: &Target, netns: &Path, plan: &Plan) -> Result<u3
     let namespace = host::open_namespace(netns)?;
     let link = Veth {
         name,
-        alias: &format!("cni {} {}", target.container, target.ifname),
+        alias: &format!("cni {} {}", known_by(&target.container), target.ifname),
         mtu: plan.mtu,
         peer: &target.ifname,
         mac: Some(plan.mac),
@@ -144,6 +144,11 @@ pub fn make(name: &str, target: &Target, netns: &Path, plan: &Plan) -> Result<u3
         remove(name);
     }
     made
+}
+
+/// As much of a container's id as there is room for.
+fn known_by(id: &str) -> &str {
+    id.get(..200).unwrap_or(id)
 }
 
 fn configure(

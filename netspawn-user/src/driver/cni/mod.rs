@@ -121,6 +121,14 @@ impl<'a> Call<'a> {
         })
     }
 
+    /// The same, as it is written down.
+    fn delegated(&self) -> Option<Delegated> {
+        Some(Delegated {
+            kind: self.config.ipam.clone()?,
+            config: self.config.raw.clone(),
+        })
+    }
+
     /// What is to be known of a container.
     fn attachment(
         &self,

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netspawn_ebpf::wire::Mac;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -202,13 +205,37 @@ impl Success {
 /// # Errors
 /// When it has another shape.
 pub fn read(whose: &str, value: &Value) -> Result<Previous, Error> {
-    Previous::deserialize(value).map_err(|error| {
+    decode(value).map_err(|error| {
         Error::new(
             code::DECODE,
             format!("{whose} is not understood: {error}"),
             "",
         )
     })
+}
+
+/// What an object says; members that are null, as runtimes and plugins in Go write them, say
+/// nothing.
+///
+/// # Errors
+/// When it is no object, or has another shape.
+pub fn decode<T: DeserializeOwned>(value: &Value) -> Result<T, serde_json::Error> {
+    let Value::Object(_) = value else {
+        return Err(serde_json::Error::custom("expected an object"));
+    };
+    T::deserialize(without_nulls(value))
+}
+
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => members
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), without_nulls(value)))
+            .collect(),
+        Value::Array(values) => values.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
 }
 
 /// An address with the length of its prefix, host bits kept; without a length it is

@@ -337,4 +337,38 @@ mod tests {
                 .is_err()
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_request_is_read_without_panic(
+            network in crate::mangled::json(serde_json::json!({
+                "NetworkID": "n",
+                "Options": {GENERIC: {TENANT: "acme"}, INTERNAL: false},
+                "IPv4Data": [{"AddressSpace": "a", "Pool": "203.0.113.0/24", "Gateway": "203.0.113.1/24"}],
+                "IPv6Data": [{"AddressSpace": "a", "Pool": "2001:db8::/64", "Gateway": ""}],
+            })),
+            endpoint in crate::mangled::json(serde_json::json!({
+                "NetworkID": "n",
+                "EndpointID": "0123456789abcdef",
+                "Interface": {
+                    "Address": "203.0.113.9/24",
+                    "AddressIPv6": "2001:db8::9/64",
+                    "MacAddress": "02:42:00:00:00:01",
+                },
+            })),
+        ) {
+            if let Ok(network) = asked::<Network>(network.to_string().as_bytes()) {
+                let _ = check(&network);
+            }
+            if let Ok(endpoint) = asked::<Endpoint>(endpoint.to_string().as_bytes()) {
+                let _ = mac_of(&endpoint.id);
+                let interface = endpoint.interface.unwrap_or_default();
+                for address in [interface.address, interface.address_v6] {
+                    if let Ok(address) = address.parse() {
+                        proptest::prop_assert_ne!(gateway(address), address.addr());
+                    }
+                }
+            }
+        }
+    }
 }

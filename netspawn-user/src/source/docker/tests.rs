@@ -141,3 +141,23 @@ fn networks_of_others_are_not_containers_of_their_own() {
         assert_eq!(has_own_network(&container), own, "{mode}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn anything_is_read_without_panic(container in crate::mangled::json(json!({
+        "Id": "c", "Names": ["/other/alias", "/web"], "ImageID": "i",
+        "Labels": {"netspawn.addresses": "203.0.113.5, 2001:db8::/64", "netspawn.tenant": "acme"},
+        "HostConfig": { "NetworkMode": "pub" },
+        "NetworkSettings": { "Networks": { "pub": {
+            "NetworkID": "n1", "EndpointID": "n100000000000000", "MacAddress": "02:42:00:00:00:05",
+            "IPAddress": "203.0.113.5", "GlobalIPv6Address": "2001:db8::5",
+        } } },
+    }))) {
+        if let Ok(container) = serde_json::from_value(container) {
+            let sandbox = Some(PathBuf::from("/run/docker/netns/x"));
+            let _ = of(&container, &networks(), None, sandbox);
+            let _ = (ours(&container), has_own_network(&container));
+            let _ = (has_link(&container, &networks()), endpoints(&container).count());
+        }
+    }
+}

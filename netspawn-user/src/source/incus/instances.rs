@@ -396,4 +396,34 @@ mod tests {
         let fields: Vec<&str> = wrong[0].faults.iter().map(|w| w.field.as_str()).collect();
         assert_eq!(fields, [TENANT, ADDRESSES]);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn anything_is_read_without_panic(
+            instance in crate::mangled::json(json!({
+                "name": "web", "project": "acme", "type": "container", "status_code": 103,
+                "location": "none",
+                "expanded_config": {
+                    "user.netspawn.addresses": "203.0.113.17",
+                    "user.netspawn.tenant": "acme",
+                    "volatile.eth0.host_name": "veth0123abcd",
+                    "volatile.eth0.hwaddr": "10:66:6a:00:00:01",
+                },
+                "expanded_devices": routed(),
+            })),
+            project in crate::mangled::json(json!({
+                "name": "acme",
+                "config": {
+                    "restricted": "true",
+                    "user.netspawn.addresses": "203.0.113.16/28,2001:db8:1::/64",
+                },
+            })),
+        ) {
+            if let (Ok(instance), Ok(project)) =
+                (serde_json::from_value(instance), serde_json::from_value(project))
+            {
+                let _ = machines(&[instance], &[project]);
+            }
+        }
+    }
 }

@@ -1,48 +1,64 @@
 // A runtime of one call: the reference library runs the plugins of a network, and
 // reads what they say.
 //
-//	libcni ADD|CHECK|DEL|VALIDATE CONFLIST CONTAINER NETNS IFNAME [CAPABILITIES]
+//	libcni ADD|CHECK|DEL CONFLIST CONTAINER NETNS IFNAME [CAPABILITIES]
+//	libcni VALIDATE|STATUS CONFLIST
+//	libcni GC CONFLIST [ATTACHMENTS]
+//
+// CNI_PATH has the folders of plugins. CAPABILITIES and ATTACHMENTS are JSON.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 )
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
-		known, ok := err.(*types.Error)
-		if !ok {
-			known = &types.Error{Code: 999, Msg: err.Error()}
-		}
+	if err := run(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
+		known := &types.Error{Code: 999, Msg: err.Error()}
+		errors.As(err, &known)
 		known.Print()
 		os.Exit(1)
 	}
 }
 
-func run(args []string) error {
-	list, err := libcni.ConfListFromFile(args[1])
+func run(command, path string, args []string) error {
+	list, err := libcni.NetworkConfFromFile(path)
 	if err != nil {
 		return err
 	}
-	plugins := libcni.NewCNIConfigWithCacheDir([]string{"/opt/cni/bin"}, "/run/libcni", nil)
-	runtime := &libcni.RuntimeConf{
-		ContainerID: args[2],
-		NetNS:       args[3],
-		IfName:      args[4],
+	folders := filepath.SplitList(os.Getenv("CNI_PATH"))
+	plugins := libcni.NewCNIConfigWithCacheDir(folders, "/run/libcni", nil)
+	ctx := context.Background()
+	switch command {
+	case "VALIDATE":
+		_, err := plugins.ValidateNetworkList(ctx, list)
+		return err
+	case "STATUS":
+		return plugins.GetStatusNetworkList(ctx, list)
+	case "GC":
+		gc := &libcni.GCArgs{}
+		if len(args) > 0 {
+			if err := json.Unmarshal([]byte(args[0]), &gc.ValidAttachments); err != nil {
+				return err
+			}
+		}
+		return plugins.GCNetworkList(ctx, list, gc)
 	}
-	if len(args) > 5 {
-		if err := json.Unmarshal([]byte(args[5]), &runtime.CapabilityArgs); err != nil {
+	runtime := &libcni.RuntimeConf{ContainerID: args[0], NetNS: args[1], IfName: args[2]}
+	if len(args) > 3 {
+		if err := json.Unmarshal([]byte(args[3]), &runtime.CapabilityArgs); err != nil {
 			return err
 		}
 	}
-	ctx := context.Background()
-	switch args[0] {
+	switch command {
 	case "ADD":
 		result, err := plugins.AddNetworkList(ctx, list, runtime)
 		if err != nil {
@@ -53,9 +69,6 @@ func run(args []string) error {
 		return plugins.CheckNetworkList(ctx, list, runtime)
 	case "DEL":
 		return plugins.DelNetworkList(ctx, list, runtime)
-	case "VALIDATE":
-		_, err := plugins.ValidateNetworkList(ctx, list)
-		return err
 	}
-	return fmt.Errorf("unknown command %s", args[0])
+	return fmt.Errorf("unknown command %s", command)
 }

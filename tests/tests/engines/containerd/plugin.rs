@@ -10,6 +10,8 @@ use super::{KIT, report};
 
 /// Where the plugins are.
 pub const PATH: &str = "/opt/cni/bin";
+/// Where those are that speak 1.1.0.
+pub const NEWER: &str = "/opt/cni/newer";
 
 /// Boots a box in which the agent runs, and containerd does not.
 pub fn boot() -> Result<SystemdHost> {
@@ -57,6 +59,16 @@ impl<'a> Container<'a> {
         config: &Value,
         variables: &[&str],
     ) -> Result<Result<Value, Value>> {
+        self.call_raw(command, &config.to_string(), variables)
+    }
+
+    /// The same with anything on stdin.
+    pub fn call_raw(
+        &self,
+        command: &str,
+        stdin: &str,
+        variables: &[&str],
+    ) -> Result<Result<Value, Value>> {
         let output = self
             .system
             .cmd("env")
@@ -66,7 +78,7 @@ impl<'a> Container<'a> {
             .args(["CNI_IFNAME=eth0", &format!("CNI_PATH={PATH}")])
             .args(variables)
             .arg(format!("{PATH}/netspawn-cni"))
-            .input(config.to_string())
+            .input(stdin)
             .output()?;
         let value = if output.stdout.trim().is_empty() {
             Value::Null
