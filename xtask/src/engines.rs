@@ -28,6 +28,7 @@ const HEAD: &str = "| engine | version | shown | on |\n|---|---|---|---|\n";
 const ENGINES: &[(&str, bool)] = &[
     ("containerd", true),
     ("docker", true),
+    ("docker_newer", false),
     ("docker_scale", false),
     ("incus", true),
     ("kubernetes", false),

@@ -2,6 +2,7 @@
 
 mod containerd;
 mod docker;
+mod docker_newer;
 mod docker_scale;
 mod incus;
 mod kubernetes;
