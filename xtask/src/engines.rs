@@ -29,6 +29,7 @@ const ENGINES: &[(&str, bool)] = &[
     ("containerd", true),
     ("containerd_newer", false),
     ("docker", true),
+    ("docker_newer", false),
     ("docker_scale", false),
     ("incus", true),
     ("kubernetes", false),

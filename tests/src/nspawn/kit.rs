@@ -76,12 +76,13 @@ impl Kit {
         let mut sources = format!("deb {mirror} {suite} main\n");
         let backports = format!("{suite}-backports");
         let others = [
-            (backports.as_str(), 'n', self.backports),
-            ("testing", 'a', self.testing),
+            (backports.as_str(), 'n', "", self.backports),
+            // Its lists are good for a week, and a mirror's may be older.
+            ("testing", 'a', "[check-valid-until=no] ", self.testing),
         ];
-        let others = others.iter().filter(|other| !other.2.is_empty());
-        for (other, named_by, packages) in others.clone() {
-            sources += &format!("deb {mirror} {other} main\n");
+        let others = others.iter().filter(|other| !other.3.is_empty());
+        for (other, named_by, options, packages) in others.clone() {
+            sources += &format!("deb {options}{mirror} {other} main\n");
             // Of another suite nothing but what is named.
             let release = format!("Pin: release {named_by}={other}\nPin-Priority:");
             fs::write(
@@ -104,7 +105,7 @@ impl Kit {
             .copied()
             .chain(
                 others
-                    .flat_map(|other| other.2.iter().copied())
+                    .flat_map(|other| other.3.iter().copied())
                     .filter(|name| !name.contains('*')),
             )
             .collect();

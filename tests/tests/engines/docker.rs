@@ -19,27 +19,52 @@ pub const KIT: Kit = Kit {
 /// Where Docker finds the driver.
 const SPEC: &str = include_str!("../../../packaging/docker/netspawn.spec");
 
+/// A Docker of the archive.
+pub struct Release {
+    /// The record's name.
+    pub name: &'static str,
+    pub kit: Kit,
+    /// Lines of `daemon.json`.
+    pub settings: &'static str,
+}
+
+/// That of this machine's release, without anything of its own on the host's network.
+pub const OWN: Release = Release {
+    name: "docker",
+    kit: KIT,
+    settings: "\"iptables\": false, \"ip6tables\": false, \"bridge\": \"none\",",
+};
+
 /// Docker in a box, with a network `pub` of the driver.
 pub struct Docker {
     pub system: SystemdHost,
+    name: &'static str,
 }
 
 impl Docker {
     /// Boots it, with the agent as its service. `settings` are more lines of
     /// `daemon.json`.
     pub fn boot(settings: &str) -> Result<Self> {
-        let system = SystemdHost::with(&KIT)?;
+        Docker::of(&OWN, settings)
+    }
+
+    /// As [`Docker::boot`], another one.
+    pub fn of(release: &Release, settings: &str) -> Result<Self> {
+        let system = SystemdHost::with(&release.kit)?;
         system.write("/usr/lib/docker/plugins/netspawn.spec", SPEC)?;
+        let own = release.settings;
         system.write(
             "/etc/docker/daemon.json",
             &format!(
-                "{{\"iptables\": false, \"ip6tables\": false, \"bridge\": \"none\",
-                \"data-root\": \"/var/lib/engines/docker\", {settings}
+                "{{{own} \"data-root\": \"/var/lib/engines/docker\", {settings}
                 \"exec-opts\": [\"native.cgroupdriver=cgroupfs\"]}}"
             ),
         )?;
         system.install("")?;
-        let docker = Docker { system };
+        let docker = Docker {
+            system,
+            name: release.name,
+        };
         docker.sh("mkdir -p /var/lib/engines/docker
             systemctl start docker
             tar -C /tiny -c . | docker import - tiny")?;
@@ -48,12 +73,16 @@ impl Docker {
 
     /// Boots it with the network that [`Wanted`] machines are of.
     pub fn with_network(settings: &str) -> Result<Self> {
-        let docker = Docker::boot(settings)?;
-        docker.sh(
+        Docker::boot(settings)?.and_network()
+    }
+
+    /// Makes the network that [`Wanted`] machines are of.
+    pub fn and_network(self) -> Result<Self> {
+        self.sh(
             "docker network create -d netspawn --subnet 203.0.113.0/24 --ipv6 \
              --subnet 2001:db8::/64 pub",
         )?;
-        Ok(docker)
+        Ok(self)
     }
 
     /// Runs a shell script in the box that ends with the first command that fails.
@@ -64,14 +93,14 @@ impl Docker {
     }
 
     /// What a command that has to fail says.
-    fn refused(&self, line: &str) -> Result<String> {
+    pub fn refused(&self, line: &str) -> Result<String> {
         let output = self.system.cmd("sh").args(["-c", line]).output()?;
         ensure!(output.code() != 0, "not refused: {line}\n{output:?}");
         Ok(output.stderr)
     }
 
     /// Waits until status names what is wrong.
-    fn says(&self, words: &str) -> Result<()> {
+    pub fn says(&self, words: &str) -> Result<()> {
         let said = wait_until(SOON, || {
             let status = self.system.xdp("status");
             status.is_ok_and(|status| (status.stdout + &status.stderr).contains(words))
@@ -80,11 +109,11 @@ impl Docker {
         Ok(())
     }
 
-    fn is_silent(&self, address: &str) -> Result<()> {
+    pub fn is_silent(&self, address: &str) -> Result<()> {
         unreachable(&self.system.net, address.parse::<std::net::IpAddr>()?)
     }
 
-    fn answers(&self, addresses: &[&str]) -> Result<()> {
+    pub fn answers(&self, addresses: &[&str]) -> Result<()> {
         for address in addresses {
             let address: std::net::IpAddr = address.parse()?;
             wait_ping(&self.system.net, address, SOON).with_context(|| report(&self.system))?;
@@ -94,7 +123,7 @@ impl Docker {
 }
 
 /// The command line that runs a container for ever.
-fn run(options: &str) -> String {
+pub fn run(options: &str) -> String {
     format!("docker run -d {options} tiny sleep 100000\n")
 }
 
@@ -129,6 +158,10 @@ impl Engine for Docker {
         self.sh("systemctl restart docker").map(drop)
     }
 
+    fn recorded_as(&self) -> &'static str {
+        self.name
+    }
+
     fn version(&self) -> Result<String> {
         let text = self.sh("docker version --format '{{.Server.Version}}'")?;
         Ok(text.trim().to_owned())
@@ -137,7 +170,26 @@ impl Engine for Docker {
 
 #[test]
 fn network_driver_serves_containers() -> Result<()> {
-    let docker = Docker::with_network("")?;
+    driver_serves(&OWN)
+}
+
+#[test]
+fn containers_come_back_with_the_daemon() -> Result<()> {
+    come_back(&OWN)
+}
+
+#[test]
+fn labels_of_containers_on_any_network_are_heeded() -> Result<()> {
+    labels_are_heeded(&OWN)
+}
+
+#[test]
+fn networks_tell_containers_and_tenants_apart() -> Result<()> {
+    networks_tell_apart(&OWN)
+}
+
+pub fn driver_serves(release: &Release) -> Result<()> {
+    let docker = Docker::of(release, "")?.and_network()?;
     shows(&docker)?;
 
     // Nothing is left of them, nor of the network.
@@ -160,16 +212,15 @@ fn network_driver_serves_containers() -> Result<()> {
     docker.sh("docker network create -d netspawn --subnet 198.18.0.0/24 late")?;
     docker.system.run("netspawn-xdp detach")?;
     docker.sh("test ! -e /run/netspawn/docker.sock")?;
-    docker.refused("timeout 5 docker run --rm --network late tiny true")?;
+    docker.refused("timeout 5 docker run --rm --network late tiny sleep 0")?;
     let links = docker.system.host.run("ip -o link show type veth")?;
     ensure!(!links.contains("dk") && !links.contains("dp"), "{links}");
     Ok(())
 }
 
 /// Starts of both, in the order of a boot and with the agent late.
-#[test]
-fn containers_come_back_with_the_daemon() -> Result<()> {
-    let docker = Docker::with_network("\"live-restore\": true,")?;
+pub fn come_back(release: &Release) -> Result<()> {
+    let docker = Docker::of(release, "\"live-restore\": true,")?.and_network()?;
     let system = &docker.system;
     let machine = Wanted::number(0);
     let Wanted { name, v4, v6 } = &machine;
@@ -214,9 +265,9 @@ fn containers_come_back_with_the_daemon() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn labels_of_containers_on_any_network_are_heeded() -> Result<()> {
-    let docker = Docker::boot("")?;
+/// Labels of containers, on a network of another driver.
+pub fn labels_are_heeded(release: &Release) -> Result<()> {
+    let docker = Docker::of(release, "")?;
     let system = &docker.system;
     system.net.run("ip route add 198.18.1.0/24 dev lan0")?;
     docker.sh(
@@ -285,12 +336,12 @@ fn labels_of_containers_on_any_network_are_heeded() -> Result<()> {
     ensure!(left, "{}", report(system));
     docker.is_silent("198.18.1.40")?;
     let shown = "labels on a bridge, labels of images, events lost, agent killed";
-    record(Docker::NAME, &docker.version()?, shown)
+    record(docker.name, &docker.version()?, shown)
 }
 
-#[test]
-fn networks_tell_containers_and_tenants_apart() -> Result<()> {
-    let docker = Docker::with_network("")?;
+/// Containers and tenants, on several networks.
+pub fn networks_tell_apart(release: &Release) -> Result<()> {
+    let docker = Docker::of(release, "")?.and_network()?;
     let system = &docker.system;
     system.net.run("ip route add 198.18.2.0/23 dev lan0")?;
     docker.sh(

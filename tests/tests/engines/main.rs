@@ -3,6 +3,7 @@
 mod containerd;
 mod containerd_newer;
 mod docker;
+mod docker_newer;
 mod docker_scale;
 mod incus;
 mod kubernetes;

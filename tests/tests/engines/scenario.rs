@@ -62,7 +62,7 @@ impl Wanted {
 
 /// An engine in a box in which the agent runs as its service.
 pub trait Engine {
-    /// The source's name, and that of the record.
+    /// The source's name, and as a rule that of the record.
     const NAME: &'static str;
 
     fn system(&self) -> &SystemdHost;
@@ -74,6 +74,10 @@ pub trait Engine {
     fn restart(&self) -> Result<()>;
     /// The engine's version.
     fn version(&self) -> Result<String>;
+    /// The record's name, where it is another.
+    fn recorded_as(&self) -> &'static str {
+        Self::NAME
+    }
     /// Whether there is a daemon to restart.
     const HAS_DAEMON: bool = true;
     /// Whether machines survive [`Engine::restart`].
@@ -146,7 +150,7 @@ pub fn shows<E: Engine>(engine: &E) -> Result<()> {
     if E::LOSES_EVENTS {
         shown += ", events lost";
     }
-    record(E::NAME, &engine.version()?, &shown)
+    record(engine.recorded_as(), &engine.version()?, &shown)
 }
 
 /// Waits until all answer the outside.

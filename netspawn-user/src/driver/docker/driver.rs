@@ -31,6 +31,14 @@ use crate::{
 const GENERIC: &str = "com.docker.network.generic";
 const INTERNAL: &str = "com.docker.network.internal";
 
+/// What `docker network create -o` may say: one option of ours, and those that Docker
+/// sees to itself whatever the driver.
+const OPTIONS: [&str; 3] = [
+    TENANT,
+    "com.docker.network.advertise_addr_nmsgs",
+    "com.docker.network.advertise_addr_ms",
+];
+
 /// MTU where no uplink tells one.
 const MTU: u32 = 1500;
 
@@ -195,11 +203,14 @@ fn check(network: &Network) -> Result<()> {
 }
 
 fn check_option(key: &str, value: &Value) -> Result<()> {
-    if key != TENANT {
+    if !OPTIONS.contains(&key) {
         bail!(
             "{key:?} is not an option of this driver; {}",
-            did_you_mean(key, &[TENANT])
+            did_you_mean(key, &OPTIONS)
         );
+    }
+    if key != TENANT {
+        return Ok(());
     }
     let text = value.as_str().unwrap_or_default();
     fields::tenant(text).map_err(|fault| anyhow!("{TENANT}: {fault}"))?;
@@ -268,7 +279,7 @@ mod tests {
     fn network_that_would_not_be_what_it_says_is_refused() {
         let pool = json!([{ "Pool": "203.0.113.128/25", "Gateway": "203.0.113.129/25" }]);
         let fine = json!({
-            "Options": { GENERIC: { TENANT: "acme" }, INTERNAL: false },
+            "Options": { GENERIC: { TENANT: "acme", OPTIONS[1]: "0" }, INTERNAL: false },
             "IPv4Data": pool,
             "IPv6Data": [{ "Pool": "2001:db8:5::/64", "Gateway": "2001:db8:5::1/64" }],
         });
