@@ -77,7 +77,7 @@ impl Kit {
         let backports = format!("{suite}-backports");
         let others = [
             (backports.as_str(), 'n', "", self.backports),
-            // Its lists are good for a week, and a mirror's may be older.
+            // Its lists are good for a week, and a mirror's may be older; signed they are.
             ("testing", 'a', "[check-valid-until=no] ", self.testing),
         ];
         let others = others.iter().filter(|other| !other.3.is_empty());
@@ -113,8 +113,7 @@ impl Kit {
             "set -e
             export DEBIAN_FRONTEND=noninteractive
             ls /etc/systemd/system/*.wants/ 2>/dev/null | sort > /before
-            # What is replaced daily is not always fresh on a mirror; signed it is.
-            apt-get -q -o Acquire::Check-Valid-Until=false update
+            apt-get -q update
             apt-get -q install -y --no-install-recommends {}
             for want in /etc/systemd/system/*.wants/*; do
                 unit=${{want##*/}}
