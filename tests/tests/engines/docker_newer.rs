@@ -140,6 +140,7 @@ fn rules_of_the_host_are_passed_by(release: &Release) -> Result<()> {
         ("one", "2001:db8::1"),
         // By the host's address, as the outside knows no way to its own.
         ("nat", "203.0.113.1"),
+        ("nat", "203.0.113.101"),
     ] {
         reaches(&docker, name, to)?;
     }
@@ -147,6 +148,8 @@ fn rules_of_the_host_are_passed_by(release: &Release) -> Result<()> {
     ensure!(rules.starts_with("-P FORWARD DROP"), "{rules}");
     let url = format!("http://{HOST4}:8080/os-release");
     ensure!(get(&docker, &url)?.contains("tiny"), "{url}");
+    let published = docker.sh(&format!("docker exec one wget -q -O - {url}"))?;
+    ensure!(published.contains("tiny"), "{published}");
 
     // On both, a container is reached by both.
     docker.sh("docker network connect bridge one")?;
