@@ -39,6 +39,7 @@ const KIT: Kit = Kit {
         apt-get -q purge -y --autoremove golang-go
         mkdir -p /opt/cni/bin /etc/cni/net.d
         mv newer/usr/lib/cni /opt/cni/newer
+        ls *.deb > /opt/cni/newer.list
         rm -r /tmp/*
         ln -s /usr/lib/cni/* /opt/cni/bin/
         for folder in /usr/lib/cni /opt/cni/bin /opt/cni/newer; do
