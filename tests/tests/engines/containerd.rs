@@ -17,7 +17,7 @@ use super::{
 
 const KIT: Kit = Kit {
     name: "containerd",
-    recipe: 4,
+    recipe: 5,
     release: None,
     packages: &["containerd", "containernetworking-plugins"],
     // What the newer library is built with.
@@ -160,7 +160,8 @@ impl<const NEWER: bool> Engine for Containerd<NEWER> {
 /// The daemon's version.
 pub fn version(system: &SystemdHost) -> Result<String> {
     let text = system.run("containerd --version")?;
-    Ok(text.split_whitespace().nth(2).unwrap_or("?").to_owned())
+    let version = text.split_whitespace().nth(2).unwrap_or("?");
+    Ok(version.trim_end_matches("+unknown").to_owned())
 }
 
 #[test]
