@@ -17,7 +17,7 @@ use super::{
 
 const KIT: Kit = Kit {
     name: "containerd",
-    recipe: 4,
+    recipe: 5,
     release: None,
     packages: &["containerd", "containernetworking-plugins"],
     // What the newer library is built with.
@@ -39,6 +39,7 @@ const KIT: Kit = Kit {
         apt-get -q purge -y --autoremove golang-go
         mkdir -p /opt/cni/bin /etc/cni/net.d
         mv newer/usr/lib/cni /opt/cni/newer
+        ls *.deb > /opt/cni/newer.list
         rm -r /tmp/*
         ln -s /usr/lib/cni/* /opt/cni/bin/
         for folder in /usr/lib/cni /opt/cni/bin /opt/cni/newer; do
@@ -159,7 +160,8 @@ impl<const NEWER: bool> Engine for Containerd<NEWER> {
 /// The daemon's version.
 pub fn version(system: &SystemdHost) -> Result<String> {
     let text = system.run("containerd --version")?;
-    Ok(text.split_whitespace().nth(2).unwrap_or("?").to_owned())
+    let version = text.split_whitespace().nth(2).unwrap_or("?");
+    Ok(version.trim_end_matches("+unknown").to_owned())
 }
 
 #[test]

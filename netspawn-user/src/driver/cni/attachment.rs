@@ -5,8 +5,11 @@ use std::{
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -21,6 +24,8 @@ use crate::{
 
 /// Hex digits in the names of links and files.
 const DIGITS: usize = 12;
+/// For a plugin that gives addresses, as one that asks a DHCP server.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A container's interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +104,8 @@ impl Attachment {
         let path = begun(run_dir, &self.container, &self.ifname);
         let draft = draft(&path, &serde_json::to_vec(self)?)?;
         draft.as_file().lock()?;
+        // Whom this process asks for addresses holds it as well, and may outlive it.
+        fcntl(draft.as_file(), FcntlArg::F_SETFD(FdFlag::empty()))?;
         let lock = draft.persist(&path).map_err(|error| error.error)?;
         Ok(Begun { path, _lock: lock })
     }
@@ -117,7 +124,8 @@ impl Attachment {
 }
 
 /// An ADD that has begun. Its file is locked until the value is dropped, with which it
-/// goes: one that is there and not locked is of an ADD that was killed.
+/// goes: one that is there and not locked is of an ADD that was killed, and of which nothing
+/// runs on.
 #[derive(Debug)]
 pub struct Begun {
     path: PathBuf,
@@ -219,6 +227,22 @@ pub fn broken_off(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
         }
     }
     Ok(found)
+}
+
+/// Waits for what an ADD of that interface has started and was killed before: it may be about
+/// to give addresses.
+pub fn wait(run_dir: &Path, container: &str, ifname: &str) {
+    let Ok(file) = File::open(begun(run_dir, container, ifname)) else {
+        return;
+    };
+    let start = Instant::now();
+    while file.try_lock().is_err() {
+        if start.elapsed() > PATIENCE {
+            tracing::warn!("an ADD of {ifname} in container {container} does not come to an end");
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The files of a folder that are one's each.

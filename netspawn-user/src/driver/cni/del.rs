@@ -5,6 +5,7 @@ use super::{Call, attachment, environment::Target, error::Error, link};
 /// Disconnects it. What is not there any more is no error.
 pub fn run(call: &Call<'_>, target: &Target) -> Result<(), Error> {
     let (container, ifname) = (&target.container, &target.ifname);
+    attachment::wait(call.host.run_dir(), container, ifname);
     // The name is of nobody else's, so that this needs no record, and does no harm after
     // another plugin.
     link::remove(&attachment::port_name(container, ifname));

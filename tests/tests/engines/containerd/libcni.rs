@@ -317,7 +317,22 @@ fn reference_library_takes_chains_of_all_versions() -> Result<()> {
     for version in VERSIONS {
         chains(runtime, version).with_context(|| version.to_owned())?;
     }
-    Ok(())
+    let packages = system.run("cat /opt/cni/newer.list")?;
+    let version = |name: &str| {
+        let versions = packages.lines().filter_map(|line| line.strip_prefix(name));
+        let version = versions.flat_map(|rest| rest.split(['-', '+', '_'])).nth(1);
+        version.unwrap_or("?")
+    };
+    scenario::record(
+        "containerd",
+        &format!("libcni {}", version("golang-github-appc-cni-dev")),
+        &format!(
+            "CNI {} to {}, alone and after ptp, with plugins {}",
+            VERSIONS[0],
+            VERSIONS[VERSIONS.len() - 1],
+            version("containernetworking-plugins")
+        ),
+    )
 }
 
 fn chains(runtime: Runtime<'_>, version: &str) -> Result<()> {
