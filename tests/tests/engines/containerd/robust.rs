@@ -179,7 +179,7 @@ fn killed_at_any_time_it_leaves_nothing_that_is_not_found_again() -> Result<()> 
             ))
             .map(drop)
     };
-    let times = (4..100).step_by(8).map(|after| (&config, after));
+    let times = (4..100).step_by(12).map(|after| (&config, after));
     for (config, after) in times.chain([(&deadly, 999)]) {
         let when = || format!("killed after {after} ms: {}", report(&system));
         killed(config, after)?;
