@@ -35,7 +35,7 @@ const TUTORIAL: &str = "tutorial";
 pub struct Args {
     /// Suites to run alone, without the checks: `host`, `support`, `fuzz`, or a test target of the crate `tests`; after `engines`, names of engines
     suites: Vec<String>,
-    /// For `engines`: the Debian release whose engines are run, a later one than this machine's
+    /// For `engines incus` and `engines lxc`: the Debian release that they are taken from, a later one than this machine's
     #[arg(long, requires = "suites")]
     release: Option<String>,
 }
@@ -51,6 +51,9 @@ pub fn run(args: Args) -> Result<()> {
         Some(at) => suites.split_off(at + 1),
         None => Vec::new(),
     };
+    if args.release.is_some() && suites != [engines::SUITE] {
+        bail!("--release is for engines: `cargo xtask test engines NAME --release NAME`");
+    }
     if let Some(unknown) = suites.iter().find(|suite| !known.contains(suite)) {
         bail!("no suite `{unknown}`: there are {}", known.join(", "));
     }
