@@ -10,10 +10,7 @@ mod stale;
 use anyhow::{Context as _, Result};
 use netspawn_tests::{Kit, SystemdHost};
 
-use super::{
-    containerd_newer,
-    scenario::{self, Engine, Wanted, report},
-};
+use super::scenario::{self, Engine, Wanted, report};
 
 const KIT: Kit = Kit {
     name: "containerd",
@@ -48,26 +45,42 @@ const KIT: Kit = Kit {
     ),
 };
 
-/// containerd of this machine's release, or of the one to come.
-pub struct Containerd<const NEWER: bool> {
-    pub system: SystemdHost,
+/// A containerd of the archive.
+pub struct Release {
+    /// The record's name.
+    pub name: &'static str,
+    pub kit: Kit,
+    /// A script that starts the daemon.
+    pub start: &'static str,
 }
 
-impl<const NEWER: bool> Containerd<NEWER> {
-    pub fn start() -> Result<Self> {
-        let (kit, start) = if NEWER {
-            (&containerd_newer::KIT, containerd_newer::START)
-        } else {
-            (&KIT, START)
-        };
-        let system = SystemdHost::with(kit)?;
+/// That of this machine's release.
+const OWN: Release = Release {
+    name: "containerd",
+    kit: KIT,
+    start: START,
+};
+
+/// containerd in a box.
+pub struct Containerd {
+    pub system: SystemdHost,
+    name: &'static str,
+}
+
+impl Containerd {
+    /// Boots it, with the agent as its service.
+    pub fn of(release: &Release) -> Result<Self> {
+        let system = SystemdHost::with(&release.kit)?;
         system.install("")?;
         system.shell(
             "cp -a /tiny /var/lib/engines/tiny
             mkdir -p /var/lib/engines/containerd /etc/containerd /etc/cni/net.d",
         )?;
-        system.shell(start)?;
-        Ok(Containerd { system })
+        system.shell(release.start)?;
+        Ok(Containerd {
+            system,
+            name: release.name,
+        })
     }
 }
 
@@ -101,12 +114,8 @@ pub fn network(name: &str, wanted: &Wanted) -> String {
     )
 }
 
-impl<const NEWER: bool> Engine for Containerd<NEWER> {
-    const NAME: &'static str = if NEWER {
-        "containerd_newer"
-    } else {
-        "containerd"
-    };
+impl Engine for Containerd {
+    const NAME: &'static str = "containerd";
     /// ADD returns when the agent has served the container.
     const LOSES_EVENTS: bool = false;
 
@@ -152,6 +161,10 @@ impl<const NEWER: bool> Engine for Containerd<NEWER> {
         self.system.run("systemctl restart containerd").map(drop)
     }
 
+    fn recorded_as(&self) -> &'static str {
+        self.name
+    }
+
     fn version(&self) -> Result<String> {
         version(&self.system)
     }
@@ -166,6 +179,6 @@ pub fn version(system: &SystemdHost) -> Result<String> {
 
 #[test]
 fn containers_are_served() -> Result<()> {
-    let engine = Containerd::<false>::start()?;
+    let engine = Containerd::of(&OWN)?;
     scenario::shows(&engine)
 }

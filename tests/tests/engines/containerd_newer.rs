@@ -8,12 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{Kit, SystemdHost, wait_until};
 
 use super::{
-    containerd::{Containerd, robust::nothing_is_left, version},
+    containerd::{Containerd, Release, robust::nothing_is_left, version},
     scenario::{self, Engine, SOON, Wanted, report},
 };
 
-/// The kit: containerd, and what a client of its other interface is made of.
-pub const KIT: Kit = Kit {
+/// containerd, and what a client of its other interface is made of.
+const KIT: Kit = Kit {
     name: "containerd_newer",
     recipe: 1,
     release: None,
@@ -38,8 +38,15 @@ pub const KIT: Kit = Kit {
     ),
 };
 
-/// Starts the daemon with its other interface, and an image for pods to pause with.
-pub const START: &str = include_str!("containerd_newer/start.sh");
+/// It is started with its other interface, and an image for pods to pause with.
+const NEWER: Release = Release {
+    name: "containerd_newer",
+    kit: KIT,
+    start: concat!(
+        include_str!("image.sh"),
+        include_str!("containerd_newer/start.sh")
+    ),
+};
 
 /// Gives each pod the addresses of its number, as `host-local` keeps them.
 const BY_NAME: &str = r#"#!/bin/sh
@@ -76,7 +83,7 @@ struct Pods {
 
 impl Pods {
     fn start() -> Result<Self> {
-        let Containerd { system } = Containerd::<true>::start()?;
+        let Containerd { system, .. } = Containerd::of(&NEWER)?;
         system.write("/opt/cni/bin/by-name", BY_NAME)?;
         system.run("chmod +x /opt/cni/bin/by-name")?;
         system.write("/etc/cni/net.d/10-public.conflist", NETWORK)?;
@@ -134,7 +141,7 @@ impl Engine for Pods {
 
 #[test]
 fn containers_are_served() -> Result<()> {
-    let engine = Containerd::<true>::start()?;
+    let engine = Containerd::of(&NEWER)?;
     scenario::shows(&engine)
 }
 

@@ -1,5 +1,3 @@
-set -e
-work=/var/lib/engines
 cat > /etc/containerd/config.toml <<END
 version = 3
 root = "$work/containerd"
@@ -12,12 +10,4 @@ END
 # Pods get a copy of it.
 touch /etc/hosts
 systemctl start containerd
-mkdir $work/image
-cd $work/image
-tar -C /tiny -cf layer.tar .
-printf '{"architecture":"%s","os":"linux","config":{"Cmd":["/bin/sleep","1000000"]},
-    "rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
-    "$(dpkg --print-architecture)" "$(sha256sum layer.tar | cut -d' ' -f1)" > config.json
-echo '[{"Config":"config.json","RepoTags":["localhost/tiny:1"],"Layers":["layer.tar"]}]' > manifest.json
-tar -cf image.tar config.json manifest.json layer.tar
-ctr -n k8s.io images import image.tar
+ctr -n k8s.io images import $work/image/image.tar

@@ -25,7 +25,7 @@ const KIT: Kit = Kit {
 };
 
 /// What the box runs to become a node.
-const START: &str = include_str!("start.sh");
+const START: &str = concat!(include_str!("../image.sh"), include_str!("start.sh"));
 
 /// Where services have their addresses.
 pub const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];

@@ -1,6 +1,4 @@
 # A cluster of this one node, without the network plugin's configuration.
-set -e
-work=/var/lib/engines
 
 # What kubelet insists on. Outside of the network these are the machine's own settings,
 # so it is shown other files in their place.
@@ -14,7 +12,7 @@ done
 echo 1 > /proc/sys/net/ipv4/ip_forward
 echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
 
-# The container runtime, with an image made of busybox, also of what pods pause with.
+# The container runtime.
 cat > /etc/containerd/config.toml <<END
 version = 2
 root = "$work/containerd"
@@ -28,16 +26,8 @@ conf_dir = "/etc/cni/net.d"
 END
 ln -s /usr/bin/netspawn-xdp /usr/lib/cni/netspawn-cni
 systemctl start containerd
-mkdir $work/image
-cd $work/image
-tar -C /tiny -cf layer.tar .
-printf '{"architecture":"%s","os":"linux","config":{"Cmd":["/bin/sleep","1000000"]},
-    "rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
-    "$(dpkg --print-architecture)" "$(sha256sum layer.tar | cut -d' ' -f1)" > config.json
-echo '[{"Config":"config.json","RepoTags":["localhost/tiny:1"],"Layers":["layer.tar"]}]' > manifest.json
-tar -cf image.tar config.json manifest.json layer.tar
 for _ in $(seq 100); do ctr version > /dev/null 2>&1 && break; sleep 0.1; done
-ctr -n k8s.io images import image.tar
+ctr -n k8s.io images import $work/image/image.tar
 
 cd $work
 openssl genrsa -out sa.key 2048 2> /dev/null
