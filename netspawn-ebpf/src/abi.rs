@@ -10,8 +10,8 @@ use crate::{
     wire::{Ipv4, Ipv6, Mac, Words6},
 };
 
-/// Version of everything in this module; names the pin folder (`v1`).
-pub const VERSION: u32 = 1;
+/// Version of everything in this module; names the pin directory (`v2`).
+pub const VERSION: u32 = 2;
 
 /// Names of maps, as pinned and as the object's symbols (15 bytes at most).
 pub mod map {

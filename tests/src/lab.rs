@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use netspawn_ebpf::abi;
 use serde_json::{Value, json};
 
 use crate::{
@@ -456,6 +457,11 @@ impl Lab {
     /// `--bpf-dir` of the host: a folder of the bpf file system that does not exist yet.
     pub fn bpf_dir(&self) -> PathBuf {
         self.bpffs().join("netspawn")
+    }
+
+    /// The directory in BPFDIR of the programs' ABI.
+    pub fn pins(&self) -> PathBuf {
+        self.bpf_dir().join(format!("v{}", abi::VERSION))
     }
 
     /// The options that lead `netspawn-xdp` to the lab's folders.

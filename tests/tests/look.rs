@@ -198,7 +198,7 @@ fn what_somebody_has_detached_is_a_mismatch() -> Result<()> {
         guard[0]["machine"] == "db" && guard[0]["interface"] == "ve-db",
         "{guard:#?}"
     );
-    fs::remove_file(lab.bpf_dir().join("v1/uplinks/eth0/tc-egress")).or_else(|_| {
+    fs::remove_file(lab.pins().join("uplinks/eth0/tc-egress")).or_else(|_| {
         let mut versions = fs::read_dir(lab.bpf_dir())?.flatten();
         versions
             .try_for_each(|version| fs::remove_file(version.path().join("uplinks/eth0/tc-egress")))

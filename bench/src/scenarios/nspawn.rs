@@ -164,7 +164,10 @@ impl<'a> Subject<'a> {
                 format!("203.0.113.{}", 20 + index % 200),
                 format!("2001:db8::1:{index:x}"),
             ],
-            maps: system.files().join("sys/fs/bpf/netspawn/v1/maps"),
+            maps: system.files().join(format!(
+                "sys/fs/bpf/netspawn/v{}/maps",
+                netspawn_ebpf::abi::VERSION
+            )),
         };
         system.shell("rm -f /run/netspawn/machines/*")?;
         system.declare(&subject.name, &subject.words())?;

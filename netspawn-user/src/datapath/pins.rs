@@ -1,7 +1,7 @@
 //! What lies in BPFDIR, and whose it is.
 //!
 //! ```text
-//! BPFDIR/v1/netns                   link whose text is the namespace's cookie
+//! BPFDIR/v2/netns                   link whose text is the namespace's cookie
 //!           maps/NAME               maps
 //!           programs/port_ingress   the guard, for ports that come later
 //!           ports/…                 links of ports that cannot join the block

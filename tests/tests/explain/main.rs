@@ -250,7 +250,7 @@ fn clients_find_the_same() -> Result<()> {
 
 /// All that is in the pinned maps that programs count and keep in.
 fn traces(lab: &Lab) -> Result<BTreeMap<String, String>> {
-    let folder = lab.bpf_dir().join("v1/maps");
+    let folder = lab.pins().join("maps");
     let mut traces = BTreeMap::new();
     for entry in fs::read_dir(&folder)? {
         let name = entry?.file_name().into_string().unwrap_or_default();
@@ -474,13 +474,13 @@ fn another_build_is_told() -> Result<()> {
     let lab = &on.lab;
     let quiet = lab.output("explain out web tcp 198.51.100.1:443")?;
     ensure!(!quiet.stderr.contains("another build"), "{}", quiet.stderr);
-    let link = lab.bpf_dir().join("v1/uplinks/eth0/tc-egress");
+    let link = lab.pins().join("uplinks/eth0/tc-egress");
     let shown = lab
         .host
         .run(&format!("bpftool -j link show pinned {}", link.display()))?;
     let shown: Value = serde_json::from_str(&shown)?;
     let program = shown["prog_id"].as_u64().context("a link has a program")?;
-    let pin = lab.bpf_dir().join("v1/programs/port_ingress");
+    let pin = lab.pins().join("programs/port_ingress");
     fs::remove_file(&pin)?;
     lab.host
         .run(&format!("bpftool prog pin id {program} {}", pin.display()))?;

@@ -230,7 +230,7 @@ fn dashboard_and_alerts_get_what_they_ask_for() -> Result<()> {
     assert_eq!(waiting.len(), MACHINES - 3);
 
     // Somebody takes an address out of the kernel's map.
-    let map = lab.bpf_dir().join("v1/maps/addrs4");
+    let map = lab.pins().join("maps/addrs4");
     let key = web.v4().octets().map(|byte| byte.to_string());
     let delete = lab
         .host
@@ -242,7 +242,7 @@ fn dashboard_and_alerts_get_what_they_ask_for() -> Result<()> {
     assert_eq!(missing[0]["metric"]["kind"], "prefixes");
 
     // Somebody takes a program off; the agent puts it back within 30 s.
-    fs::remove_file(lab.bpf_dir().join("v1/uplinks/eth0/tc-egress"))?;
+    fs::remove_file(lab.pins().join("uplinks/eth0/tc-egress"))?;
     let off = prometheus.gives(expression("NetspawnUplinkOff")?)?;
     assert_eq!(off[0]["metric"]["program"], "uplink_egress");
 
