@@ -1,6 +1,7 @@
 //! The data plane outlives the agent, and links and declarations come and go.
 
 use std::{
+    fs,
     io::{self, Write as _},
     thread,
     time::Duration,
@@ -16,6 +17,8 @@ in_each_mode! {
     killed_agent_changes_nothing
     once_leaves_everything_working
     takeover_loses_no_packet
+    another_version_is_replaced_without_a_lost_packet
+    another_version_is_detached
     second_attach_hands_over_and_ends
     add_and_remove_work_without_agent
     add_and_remove_work_with_agent
@@ -72,6 +75,57 @@ fn takeover_loses_no_packet(mode: Mode) -> Result<()> {
         ping.lost_none()?;
     }
     all_reachable(&lab)
+}
+
+/// Has the data plane that is attached be one of an older map layout.
+fn grown_old(lab: &Lab) -> Result<()> {
+    fs::rename(lab.pins(), lab.bpf_dir().join("v1")).context("cannot rename the pins")
+}
+
+fn another_version_is_replaced_without_a_lost_packet(mode: Mode) -> Result<()> {
+    let lab = Lab::usual()?;
+    ready_for(&lab, mode)?;
+    let before = Snapshot::host(&lab)?;
+    let words = format!("{} --max-machines 100", mode.attach());
+    let agent = Agent::start(&lab, &words)?;
+    let (web, db) = (lab.machine("web"), lab.machine("db"));
+    let pings = [
+        Pinging::start(&lab.net, web.v4())?,
+        Pinging::start(&lab.net, web.v6())?,
+        Pinging::start(&web.ns, db.v4())?,
+        Pinging::start(&db.ns, FAR4)?,
+        Pinging::start(&lab.host, db.v6())?,
+    ];
+    agent.kill()?;
+    grown_old(&lab)?;
+    let output = lab.output("list")?;
+    assert_eq!(output.code(), 1, "{output:?}");
+    let words = lab.run(&format!("attach {} --dry-run", mode.attach()))?;
+    assert!(words.contains("another version"), "{words}");
+    let second = Agent::start(&lab, mode.attach())?;
+    thread::sleep(Duration::from_millis(200));
+    for ping in pings {
+        ping.lost_none()?;
+    }
+    assert!(!lab.bpf_dir().join("v1").exists(), "the old pins are left");
+    all_reachable(&lab)?;
+    drop(second);
+    lab.run("detach")?;
+    before.same(&Snapshot::host(&lab)?)
+}
+
+fn another_version_is_detached(mode: Mode) -> Result<()> {
+    let lab = Lab::usual()?;
+    ready_for(&lab, mode)?;
+    let before = Snapshot::host(&lab)?;
+    let agent = Agent::start(&lab, mode.attach())?;
+    agent.kill()?;
+    grown_old(&lab)?;
+    let output = lab.output(&format!("detach {UPLINK}"))?;
+    assert_eq!(output.code(), 1, "{output:?}");
+    let output = lab.output("detach")?;
+    assert_eq!(output.code(), 0, "{output:?}");
+    before.same(&Snapshot::host(&lab)?)
 }
 
 fn second_attach_hands_over_and_ends(mode: Mode) -> Result<()> {

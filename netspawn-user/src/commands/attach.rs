@@ -275,7 +275,10 @@ fn sizes(global: &Global, args: &AttachArgs, config: &Config, settings: &AttachS
         machines: settings.max_machines,
         addresses: settings.max_addresses,
     };
-    if let Some(pinned) = Sizes::pinned(&Pins::new(&global.bpf_dir).maps()) {
+    let pins = Pins::new(&global.bpf_dir);
+    let others = pins.others().unwrap_or_default();
+    let mut replaced = others.iter().map(|other| Sizes::of_other(&other.maps()));
+    if let Some(pinned) = Sizes::pinned(&pins.maps()).or_else(|| replaced.find_map(|sizes| sizes)) {
         if args.max_machines.or(config.attach.max_machines).is_none() {
             sizes.machines = pinned.machines;
         }
@@ -301,7 +304,12 @@ fn dry_run(
         host,
         false,
     );
-    let mut plane = Plane::open(&global.bpf_dir)?;
+    let pins = Pins::new(&global.bpf_dir);
+    let replaces = !pins.exist() && !pins.others()?.is_empty();
+    let mut plane = match replaces {
+        true => None,
+        false => Plane::open(&global.bpf_dir)?,
+    };
     let attached = match &mut plane {
         Some(plane) => plane.attached()?,
         None => Vec::new(),
@@ -311,6 +319,9 @@ fn dry_run(
     let mut ifindexes: std::collections::BTreeSet<u32> =
         attached.iter().map(|uplink| uplink.ifindex).collect();
     let mut text = String::new();
+    if replaces {
+        text += "replace the data plane of another version, on all its uplinks\n";
+    }
     for (link, mode) in uplinks {
         let done = if ifindexes.insert(link.ifindex) {
             "attach"

@@ -26,7 +26,8 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     run_dir.check_namespace()?;
     let pins = Pins::new(&global.bpf_dir);
     pins.check_namespace()?;
-    if !pins.exist() && run_dir.connect().is_err() {
+    let others = pins.others()?;
+    if !pins.exist() && others.is_empty() && run_dir.connect().is_err() {
         if let Some(name) = args.uplinks.first() {
             bail!("{name} is not attached; nothing is");
         }
@@ -44,6 +45,14 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
             return Ok(Outcome::of(response.failed));
         }
     };
+    if let Some(name) = args.uplinks.first()
+        && !others.is_empty()
+    {
+        bail!(
+            "cannot detach {name} alone: what is attached is of another version; `netspawn-xdp \
+             detach` without names removes all of it, `netspawn-xdp attach {name}` replaces it"
+        );
+    }
     let failed = match Plane::open(&global.bpf_dir) {
         Ok(Some(mut plane)) => {
             let host = Host::dump().context("cannot read the host's network")?;

@@ -12,4 +12,5 @@ pub mod pins;
 pub mod plane;
 mod raise;
 pub mod reader;
+mod upgrade;
 mod uplinks;

@@ -56,6 +56,19 @@ impl Sizes {
         ]
     }
 
+    /// The sizes that another version's maps in `directory` were made with, as far as they
+    /// can be read.
+    pub fn of_other(directory: &Path) -> Option<Sizes> {
+        let entries = |name: &str| {
+            let info = MapInfo::from_pin(directory.join(name)).ok()?;
+            Some(info.max_entries())
+        };
+        Some(Sizes {
+            machines: entries(map::ENDPOINTS)?,
+            addresses: entries(map::ADDRS4)?,
+        })
+    }
+
     /// The sizes of the maps pinned in `folder`; `None` when not all of them are
     /// there.
     pub fn pinned(folder: &Path) -> Option<Sizes> {

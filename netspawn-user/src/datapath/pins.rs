@@ -138,11 +138,53 @@ impl Pins {
         self.root.join("raised")
     }
 
+    /// The directory of this version.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Data planes of programs with another map layout in BPFDIR.
+    ///
+    /// # Errors
+    /// When BPFDIR cannot be read.
+    pub fn others(&self) -> Result<Vec<Pins>> {
+        let cannot = || format!("cannot list {}", self.base.display());
+        let entries = match fs::read_dir(&self.base) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.with_context(cannot)?,
+        };
+        let mut others = Vec::new();
+        for entry in entries {
+            let entry = entry.with_context(cannot)?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix('v'));
+            let version = number.and_then(|number| number.parse::<u32>().ok());
+            if version.is_none_or(|version| version == abi::VERSION) {
+                continue;
+            }
+            let other = Pins {
+                base: self.base.clone(),
+                root: entry.path(),
+            };
+            match other.root.join("netns").symlink_metadata() {
+                Ok(_) => others.push(other),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(cannot),
+            }
+        }
+        Ok(others)
+    }
+
+    /// Where the directories of uplinks are.
+    pub(super) fn uplinks_directory(&self) -> PathBuf {
+        self.root.join("uplinks")
+    }
+
     /// The folder of an uplink. A bpffs has no dots in names (kernel's
     /// `bpf_lookup`), names of interfaces do.
     pub fn uplink(&self, name: &str) -> PathBuf {
         let name = name.replace('%', "%25").replace('.', "%2e");
-        self.root.join("uplinks").join(name)
+        self.uplinks_directory().join(name)
     }
 
     /// Whether something is attached.
@@ -191,7 +233,7 @@ impl Pins {
         for folder in [
             self.maps(),
             self.root.join("programs"),
-            self.root.join("uplinks"),
+            self.uplinks_directory(),
         ] {
             fs::create_dir_all(&folder).with_context(|| {
                 format!(
@@ -260,7 +302,7 @@ impl Pins {
 
     /// The uplinks recorded, by name.
     pub fn uplinks(&self) -> Vec<Uplink> {
-        let mut uplinks: Vec<Uplink> = list(&self.root.join("uplinks"))
+        let mut uplinks: Vec<Uplink> = list(&self.uplinks_directory())
             .into_iter()
             .filter_map(|name| name.into_string().ok())
             .filter_map(|name| self.read_uplink(name.replace("%2e", ".").replace("%25", "%")))

@@ -22,6 +22,7 @@ use super::{
     pins::{self, Pins},
     raise,
     reader::Size,
+    upgrade,
 };
 use crate::{
     cli::Mode,
@@ -81,6 +82,8 @@ pub struct Plane {
     raised: BTreeSet<u32>,
     /// Whether this process made it.
     fresh: bool,
+    /// Data planes of other versions, which this one replaces when it is attached.
+    others: Vec<Pins>,
 }
 
 impl Plane {
@@ -91,6 +94,13 @@ impl Plane {
     pub fn open(bpf_dir: &Path) -> Result<Option<Plane>> {
         let pins = Pins::new(bpf_dir);
         if !pins.exist() {
+            if !pins.others()?.is_empty() {
+                bail!(
+                    "{} holds a data plane of another version; `netspawn-xdp attach UPLINK` \
+                     replaces it without losing a packet, `netspawn-xdp detach` removes it",
+                    bpf_dir.display()
+                );
+            }
             return Ok(None);
         }
         pins.check_namespace()?;
@@ -113,6 +123,15 @@ impl Plane {
     pub fn load(bpf_dir: &Path, sizes: Sizes, log: bool) -> Result<Plane> {
         let pins = Pins::new(bpf_dir);
         pins.check_namespace()?;
+        let others = pins.others()?;
+        for other in &others {
+            other.check_namespace()?;
+        }
+        if !others.is_empty() && pins.exist() && !upgrade::holds_links(&pins)? {
+            // An upgrade that was cut short, before it replaced a program. Sweeping would
+            // take off what still runs.
+            pins::remove_tree(pins.root())?;
+        }
         let fresh = Sizes::pinned(&pins.maps()).is_none();
         if fresh && pins.exist() {
             // An attach that did not come to an end, or a damaged folder.
@@ -120,7 +139,8 @@ impl Plane {
         }
         let plane = pins
             .make()
-            .and_then(|()| Plane::load_with(pins.clone(), sizes, log, fresh));
+            .and_then(|()| Plane::load_with(pins.clone(), sizes, log, fresh))
+            .map(|plane| Plane { others, ..plane });
         if plane.is_err() && fresh {
             // The first failure is the one to report.
             let _ = pins.remove_all();
@@ -190,6 +210,7 @@ impl Plane {
             newly_guarded: Vec::new(),
             takes_xdp: BTreeMap::new(),
             fresh,
+            others: Vec::new(),
             pins,
         })
     }
@@ -321,11 +342,19 @@ impl Plane {
     /// # Errors
     /// When one cannot be attached: then all is as it was before.
     pub fn attach(&mut self, new: &[(&Link, Mode)], wanted: &Wanted<'_>) -> Result<Desired> {
+        for other in &self.others {
+            upgrade::copy_records(other, &self.pins)?;
+        }
         self.follow_names(wanted.host)?;
         let before = self.pins.uplinks();
         let result = self.attach_all(new, wanted);
         if result.is_err() {
-            if self.fresh {
+            if !self.others.is_empty() {
+                // Programs of either version forward; the next attach completes it.
+                if !upgrade::holds_links(&self.pins).unwrap_or(true) {
+                    let _ = pins::remove_tree(self.pins.root());
+                }
+            } else if self.fresh {
                 // The first failure is the one to report.
                 let _ = self.teardown();
             } else {
@@ -347,8 +376,11 @@ impl Plane {
         }
         let resized = self.pins.next_maps().exists();
         self.pin_guard()?;
-        let desired = if self.fresh {
+        let desired = if self.fresh || !self.others.is_empty() {
             self.prefill(wanted)?;
+            for other in &self.others {
+                upgrade::move_links(other, &self.pins)?;
+            }
             self.attach_uplinks()?;
             self.sync(wanted)?
         } else {
@@ -364,6 +396,10 @@ impl Plane {
         let states = self.ports.dump()?;
         self.guarded = intact(&states, self.guard_id).collect();
         self.guard_ports(&self.state.ports.keys().copied().collect());
+        for other in std::mem::take(&mut self.others) {
+            upgrade::remove(&other)?;
+            tracing::info!("replaced the data plane of another version");
+        }
         self.fresh = false;
         Ok(desired)
     }
@@ -683,17 +719,29 @@ impl Plane {
         failed
     }
 
-    /// Removes what an attach that did not come to an end has left.
+    /// Removes what an attach that did not come to an end, or another version, has left,
+    /// and puts back what was changed.
     fn sweep(pins: &Pins) -> Result<()> {
         let mut uplinks = Uplinks::open()?;
+        let mut netlink = Netlink::open()?;
+        let mut failed = Vec::new();
         for uplink in pins.uplinks() {
             let folder = pins.uplink(&uplink.name);
             for (hook, file) in LINKS {
                 uplinks.detach(uplink.ifindex, &[(hook, &folder.join(file))])?;
             }
+            failed.extend(groups::put_back(
+                pins,
+                &mut netlink,
+                &uplink.name,
+                uplink.ifindex,
+            ));
         }
         Ports::open(&pins.ports())?.remove_all()?;
-        raise::lower(pins, &mut Netlink::open()?);
+        failed.extend(raise::lower(pins, &mut netlink));
+        for failure in failed {
+            tracing::warn!("{failure}");
+        }
         pins.remove_all()
     }
 
@@ -703,8 +751,14 @@ impl Plane {
     /// When something cannot be taken away.
     pub fn remove_remains(bpf_dir: &Path) -> Result<()> {
         let pins = Pins::new(bpf_dir);
-        pins.check_namespace()?;
-        Plane::sweep(&pins)
+        let others = pins.others()?;
+        for pins in std::iter::once(&pins).chain(&others) {
+            pins.check_namespace()?;
+        }
+        for pins in std::iter::once(&pins).chain(&others) {
+            Plane::sweep(pins)?;
+        }
+        Ok(())
     }
 }
 
