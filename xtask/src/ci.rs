@@ -8,7 +8,7 @@ use crate::{
     build::{self, target_dir, workspace},
     docs,
     ebpf::{Prebuilt, Toolchain},
-    links,
+    links, named_tests,
     run::{show, step},
     setup,
 };
@@ -26,7 +26,7 @@ pub fn run(_args: Args) -> Result<()> {
 /// after a failure, and fails with the names of all that failed.
 pub fn checks(toolchain: Option<&Toolchain>) -> Result<()> {
     type Check = fn(Option<&Toolchain>) -> Result<()>;
-    let all: [(&str, Check); 7] = [
+    let all: [(&str, Check); 8] = [
         ("formatting", |_| {
             show(cargo().args(["fmt", "--all", "--check"]))
         }),
@@ -43,6 +43,7 @@ pub fn checks(toolchain: Option<&Toolchain>) -> Result<()> {
         ("lints for the bpf target", bpf_lints),
         ("freshness of documents", |_| docs::check()),
         ("links in documents", |_| links::check()),
+        ("tests that SECURITY.md names", |_| named_tests::check()),
         ("freshness of the prebuilt object", prebuilt_is_fresh),
         ("a build from the prebuilt object", |_| prebuilt_is_used()),
     ];

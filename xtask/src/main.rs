@@ -15,6 +15,7 @@ mod fuzz;
 mod kernels;
 mod lab;
 mod links;
+mod named_tests;
 mod protocol;
 mod run;
 mod setup;
