@@ -67,7 +67,7 @@ impl Case {
             hook,
             frame: row.frame.clone(),
             vlan: row.vlan,
-            gso_size: row.gso_size,
+            gso_size: row.said.gso_size,
             mark_in: 0,
             policy: row.policy,
             code,
