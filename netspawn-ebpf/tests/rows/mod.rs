@@ -207,9 +207,13 @@ impl Row {
         }
     }
 
-    /// Whether `BPF_PROG_TEST_RUN` can say what the sender does.
+    /// Whether `BPF_PROG_TEST_RUN` can say what the sender does, of a frame that it takes
+    /// (a page less what an skb needs around it).
     pub fn can_be_run(&self) -> bool {
-        !self.said.partial && self.said.gso_type == 0 && self.protocol.is_none()
+        !self.said.partial
+            && self.said.gso_type == 0
+            && self.protocol.is_none()
+            && self.frame.len() <= 3_500
     }
 
     /// What the hook knows beside the frame.
