@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod blanks;
 pub mod decide;
 pub mod rewrite;
 pub mod tables;

@@ -1,6 +1,8 @@
 //! The BPF programs: they check bounds, ask [`netspawn_ebpf::decide`], and turn
 //! its verdict into an action.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// The object is built with `RUSTC_BOOTSTRAP` in any case, for `core`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod kernel;

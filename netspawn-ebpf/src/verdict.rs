@@ -45,6 +45,7 @@ impl Reason {
                 | Reason::SpoofedMac
                 | Reason::RogueRouter
                 | Reason::RogueDhcp
+                | Reason::BadOffload
         )
     }
 }
@@ -130,6 +131,8 @@ reasons! {
     Silent = Drop, "silent";
     /// Truncated or malformed frame from a machine.
     BadFrame = Drop, "bad_frame";
+    /// Checksum offset, GSO or Ethernet type that the sender set does not fit the frame.
+    BadOffload = Drop, "bad_offload";
     /// A helper of the kernel refused.
     HelperFailed = Drop, "helper_failed";
     /// ARP request answered.

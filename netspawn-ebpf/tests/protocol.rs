@@ -5,21 +5,11 @@ mod rows;
 
 use netspawn_ebpf::{
     abi::NOBODY,
-    decide::Meta,
     verdict::{Action, Kind, Reason},
 };
 
 use host::{World, carry_out, decide, parser};
 use rows::{At, Row};
-
-fn meta(row: &Row) -> Meta {
-    Meta {
-        length: row.frame.len() as u32,
-        gso_size: row.gso_size,
-        vlan: row.vlan.unwrap_or(0),
-        tagged: row.vlan.is_some(),
-    }
-}
 
 /// What is wrong with the outcome of a row.
 fn faults(row: &Row) -> Vec<String> {
@@ -31,7 +21,7 @@ fn faults(row: &Row) -> Vec<String> {
         }
     };
     let world = World::new(row.policy);
-    let Some(verdict) = decide(&world, row.at, &row.frame, &meta(row)) else {
+    let Some(verdict) = decide(&world, row.at, &row.frame, &row.meta(), &row.said) else {
         expect("the reason", &Reason::UnknownPort, &row.reason);
         return faults;
     };
@@ -47,11 +37,12 @@ fn faults(row: &Row) -> Vec<String> {
         _ => NOBODY,
     };
     expect("the sender", &verdict.from, &sender);
-    let out = carry_out(&world, row.at, &verdict, &row.frame);
+    let out = carry_out(&world, row.at, &verdict, &row.frame, row.said.gso_size == 0);
     expect("the frame", &out, &Ok::<_, ()>(row.out.clone()));
     if let Ok(Some(frame)) = out
         && verdict.action != Action::Pass
-        && row.gso_size == 0
+        && row.said.gso_size == 0
+        && !row.said.partial
         && let Err(error) = parser::read(&frame)
     {
         faults.push(format!("smoltcp refuses the frame: {error}"));
@@ -83,6 +74,11 @@ fn neighbor_discovery_rows_hold() {
 #[test]
 fn forwarding_rows_hold() {
     check(rows::forward::rows());
+}
+
+#[test]
+fn offload_rows_hold() {
+    check(rows::offload::rows());
 }
 
 #[test]

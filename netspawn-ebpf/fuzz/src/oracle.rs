@@ -24,19 +24,20 @@ pub fn hold(input: &Input) {
         at,
         ref world,
         ref meta,
+        ref said,
         ref frame,
     } = *input;
     let frame = frame.as_slice();
-    let Some(verdict) = decide(world, at, frame, meta) else {
+    let Some(verdict) = decide(world, at, frame, meta, said) else {
         return;
     };
-    let again = decide(world, at, frame, meta);
+    let again = decide(world, at, frame, meta, said);
     assert_eq!(Some(verdict), again, "equal bytes, other verdict");
     // With bytes out of reach the kernel's frame is longer than this one.
     if meta.length as usize != frame.len() || meta.gso_size != 0 {
         return;
     }
-    let Ok(out) = carry_out(world, at, &verdict, frame) else {
+    let Ok(out) = carry_out(world, at, &verdict, frame, meta.gso_size == 0) else {
         panic!("{:?} does not fit the frame", verdict.action);
     };
     let kind = verdict.reason.kind();

@@ -2,7 +2,7 @@
 
 use netspawn_ebpf::{
     abi::{HOST, Owner, nexthop_flag, settings_flag},
-    decide::Meta,
+    decide::{Meta, offload::Said},
 };
 
 use crate::{
@@ -19,6 +19,7 @@ pub struct Input {
     pub at: At,
     pub world: World,
     pub meta: Meta,
+    pub said: Said,
     pub frame: Vec<u8>,
 }
 
@@ -50,24 +51,29 @@ impl Input {
         } else {
             0
         };
-        let meta = Meta {
+        let said = Said {
             length: frame.len() as u32 + beyond,
             gso_size: if context & SEGMENTED != 0 {
                 u32::from(*value) * 8 + 1
             } else {
                 0
             },
+            ..Said::default()
+        };
+        let meta = Meta {
             vlan: if context & TAGGED != 0 {
                 u16::from(*value)
             } else {
                 0
             },
             tagged: context & TAGGED != 0,
+            ..Meta::new(&frame[..], &said)
         };
         Some(Input {
             at: at(*port),
             world,
             meta,
+            said,
             frame,
         })
     }

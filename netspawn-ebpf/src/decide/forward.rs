@@ -1,12 +1,15 @@
 //! IP packets for machines: rows F1 to F11, G3, G4, and the host's own.
 
-use super::{Meta, is_machine};
+use super::{
+    Meta, is_machine,
+    offload::{self, Outer, Said},
+};
 use crate::abi::{HOST, NOBODY, NextHop, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
 use crate::verdict::{Error, Family, Reason, Verdict};
 use crate::wire::{
-    Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, Words6, checksum, is_link_local6, is_loopback6,
-    is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
+    Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, MIN_FRAME, Words6, checksum, extension, is_link_local6,
+    is_loopback6, is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
 };
 
 /// Who sent a packet.
@@ -43,6 +46,10 @@ pub(super) trait Header: Sized {
     fn route<'a, T: Tables>(&self, tables: &'a T) -> Option<&'a NextHop>;
     /// Bytes of the packet by its own word.
     fn length(&self) -> u32;
+    /// Whether the field for that is 0, as it is in a super-packet beyond 64 kB.
+    fn has_no_length(&self) -> bool;
+    /// Whether it is a fragment, as far as the fixed header says.
+    fn is_fragment(&self) -> bool;
     /// Bytes up to the transport header, where none is behind extensions.
     fn header_length(&self) -> usize;
     /// Protocol or first next header.
@@ -79,22 +86,57 @@ pub(super) trait Header: Sized {
     /// Whether the packet, or each segment of a super-packet, fits an MTU (as
     /// `skb_gso_validate_network_len` has it).
     #[inline(always)]
-    fn fits<F: Frame + ?Sized>(&self, frame: &F, meta: &Meta, mtu: u32) -> bool {
+    fn fits(&self, meta: &Meta, mtu: u32) -> bool {
         if meta.gso_size == 0 {
-            return self.length() <= mtu;
-        }
-        let headers = self.header_length();
-        let transport = if self.protocol() == protocol::TCP {
-            // Two bytes, because the verifier does not follow the comparison
-            // that a single one compiles to.
-            match frame.read::<[u8; 2]>(L3 + headers + 12) {
-                Some([offset, _]) => u32::from(offset >> 4) * 4,
-                None => 60,
-            }
+            self.length() <= mtu
         } else {
-            8
+            meta.offload.segment <= mtu
+        }
+    }
+
+    /// Where the packet ends, as an offset into the frame.
+    #[inline(always)]
+    fn end(&self, meta: &Meta) -> u32 {
+        let none = self.has_no_length();
+        offload::end(meta.length, meta.gso_size, self.length(), none)
+    }
+
+    /// Whether a frame is as long as its packet: a super-packet exactly, any other at
+    /// least (S3).
+    #[inline(always)]
+    fn is_within(&self, meta: &Meta) -> bool {
+        let end = self.end(meta);
+        end == meta.length || meta.gso_size == 0 && end < meta.length
+    }
+
+    /// The bytes that have to fit an MTU, where nothing follows the packet and what is said
+    /// beside it fits a packet without extensions (S1 to S3); `None` says nothing.
+    #[inline(always)]
+    fn plain<F: Frame + ?Sized>(&self, frame: &F, meta: &Meta, said: &Said) -> Option<u32> {
+        let end = self.end(meta);
+        if end != meta.length && meta.length > MIN_FRAME as u32 {
+            return None;
+        }
+        if !said.partial && said.gso_size == 0 {
+            return Some(self.length());
+        }
+        let outer = Outer {
+            known: true,
+            family: Self::FAMILY,
+            protocol: self.protocol(),
+            transport: (L3 + self.header_length()) as u32,
+            end,
+            extended: false,
+            fragment: self.is_fragment(),
         };
-        meta.gso_size + headers as u32 + transport <= mtu
+        if !offload::fits(frame, said, &outer) {
+            return None;
+        }
+        Some(if said.gso_size == 0 {
+            self.length()
+        } else {
+            offload::segment(frame, said, &outer)
+        })
     }
 }
 
@@ -114,10 +156,7 @@ impl Header for Ipv4Hdr {
         if ip.vihl >> 4 != 4 || words < 5 {
             return None;
         }
-        let total = ip.length();
-        // A super-packet beyond 64 kB has a total length of 0 (BIG TCP).
-        let jumbo = meta.gso_size != 0 && total == 0;
-        if !jumbo && (total < words as u32 * 4 || total + L3 as u32 > meta.length) {
+        if ip.end(meta) < L3 as u32 + words as u32 * 4 || !ip.is_within(meta) {
             return None;
         }
         checksum::ipv4_header_is_right(frame, words).then_some(ip)
@@ -171,6 +210,17 @@ impl Header for Ipv4Hdr {
     }
 
     #[inline(always)]
+    fn has_no_length(&self) -> bool {
+        self.tot_len == [0; 2]
+    }
+
+    #[inline(always)]
+    fn is_fragment(&self) -> bool {
+        // More to come, or an offset.
+        u16::from_be_bytes(self.frags) & 0x3fff != 0
+    }
+
+    #[inline(always)]
     fn header_length(&self) -> usize {
         usize::from(self.vihl & 15) * 4
     }
@@ -204,7 +254,7 @@ impl Header for Ip6 {
     #[inline(always)]
     fn sound<F: Frame + ?Sized>(frame: &F, meta: &Meta) -> Option<Self> {
         let ip = Ip6::read(frame)?;
-        let sound = ip.version >> 4 == 6 && ip.length() + L3 as u32 <= meta.length;
+        let sound = ip.version >> 4 == 6 && ip.is_within(meta);
         sound.then_some(ip)
     }
 
@@ -258,6 +308,16 @@ impl Header for Ip6 {
     }
 
     #[inline(always)]
+    fn has_no_length(&self) -> bool {
+        self.payload == 0
+    }
+
+    #[inline(always)]
+    fn is_fragment(&self) -> bool {
+        self.next_header == extension::FRAGMENT
+    }
+
+    #[inline(always)]
     fn header_length(&self) -> usize {
         Ipv6Hdr::LEN
     }
@@ -303,7 +363,12 @@ where
 
 /// A packet from the network to which nothing of [`to_machine`] applies but delivery.
 #[inline(always)]
-pub(super) fn express<'a, H, F, T>(frame: &F, meta: &Meta, tables: &'a T) -> Option<Verdict<'a>>
+pub(super) fn express<'a, H, F, T>(
+    frame: &F,
+    meta: &Meta,
+    said: &Said,
+    tables: &'a T,
+) -> Option<Verdict<'a>>
 where
     H: Header,
     F: Frame + ?Sized,
@@ -314,6 +379,7 @@ where
     if ip.protocol() == protocol::ICMPV6 {
         return None;
     }
+    let needs = ip.plain(frame, meta, said)?;
     let id = ip.destination_owner(tables);
     if !is_machine(id) {
         return None;
@@ -323,7 +389,7 @@ where
         || endpoint.flags & endpoint_flag::UP == 0
         || ip.is_martian(tables)
         || ip.hops() <= 1
-        || !ip.fits(frame, meta, endpoint.mtu)
+        || needs > endpoint.mtu
     {
         return None;
     }
@@ -385,7 +451,7 @@ where
     if takes_hop && ip.hops() <= 1 {
         return H::expired(id);
     }
-    if !ip.fits(frame, meta, endpoint.mtu) {
+    if !ip.fits(meta, endpoint.mtu) {
         return ip.too_big(id, endpoint.mtu);
     }
     let from = match origin {

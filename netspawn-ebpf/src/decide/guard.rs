@@ -5,6 +5,7 @@ use super::{
     Meta,
     forward::{Header, Origin, to_machine},
     is_machine, may_use_mac, nd_type, ndp,
+    offload::Said,
 };
 use crate::abi::{
     Endpoint, GATEWAY4, GATEWAY6, HOST, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
@@ -109,6 +110,7 @@ fn is_addressed(eth: &EthHdr, endpoint: &Endpoint, other: Option<&Endpoint>) -> 
 pub(super) fn express<'a, H, F, T>(
     frame: &F,
     meta: &Meta,
+    said: &Said,
     id: Owner,
     endpoint: &'a Endpoint,
     tables: &'a T,
@@ -129,15 +131,17 @@ where
         // Neighbor discovery, and what may hide it.
         _ => false,
     };
-    if !sound || ip.source_owner(tables) != id || !ip.goes_far() || ip.hops() <= 1 {
+    if !sound {
+        return None;
+    }
+    let needs = ip.plain(frame, meta, said)?;
+    if ip.source_owner(tables) != id || !ip.goes_far() || ip.hops() <= 1 {
         return None;
     }
     let owner = ip.far_destination_owner(tables);
     if owner == NOBODY {
         let hop = next_hop(ip.route(tables), endpoint)?;
-        return ip
-            .fits(frame, meta, hop.mtu)
-            .then_some(Verdict::out(id, hop, H::FAMILY));
+        return (needs <= hop.mtu).then_some(Verdict::out(id, hop, H::FAMILY));
     }
     if !is_machine(owner) || owner == id {
         return None;
@@ -145,7 +149,7 @@ where
     let other = tables.endpoint(owner)?;
     let reached = other.tenant == endpoint.tenant
         && other.flags & endpoint_flag::UP != 0
-        && ip.fits(frame, meta, other.mtu);
+        && needs <= other.mtu;
     reached.then_some(Verdict::deliver(
         owner,
         other,
@@ -249,7 +253,7 @@ where
             if ip.ttl <= 1 {
                 return Ipv4Hdr::expired(id);
             }
-            if !ip.fits(frame, meta, hop.mtu) {
+            if !ip.fits(meta, hop.mtu) {
                 return ip.too_big(id, hop.mtu);
             }
             Verdict::out(id, hop, Family::V4)
@@ -371,7 +375,7 @@ where
             if ip.hop_limit <= 1 {
                 return Ip6::expired(id);
             }
-            if !ip.fits(frame, meta, hop.mtu) {
+            if !ip.fits(meta, hop.mtu) {
                 return ip.too_big(id, hop.mtu);
             }
             Verdict::out(id, hop, Family::V6)

@@ -5,10 +5,12 @@ pub mod error;
 pub mod forward;
 pub mod guard;
 pub mod ndp;
+pub mod offload;
 
+use self::offload::{Judged, Said};
 use crate::abi::{Endpoint, HOST, NOBODY, Owner, Uplink, endpoint_flag};
 use crate::tables::Tables;
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::{Action, Reason, Verdict};
 use crate::wire::{
     EthHdr, Frame, Ip6, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, ether_type, ndp::kind, protocol,
 };
@@ -20,11 +22,35 @@ pub struct Meta {
     pub length: u32,
     /// Payload bytes of one segment of a GSO super-packet, else 0.
     pub gso_size: u32,
+    /// What comes of what the sender says beside the bytes (rows S1, S2).
+    pub offload: Judged,
     /// 802.1Q id of a tag kept beside the frame, else 0.
     pub vlan: u16,
     /// Whether there is such a tag (priority tags have id 0).
     pub tagged: bool,
+    /// The Ethernet type that the kernel goes by (`skb->protocol`), in network order.
+    pub protocol: u16,
 }
+
+impl Meta {
+    /// Of a frame of which its sender says this, and whose type the kernel has read.
+    #[inline(always)]
+    pub fn new<F: Frame + ?Sized>(frame: &F, said: &Said) -> Self {
+        Meta {
+            length: said.length,
+            gso_size: said.gso_size,
+            offload: offload::judge(frame, said),
+            protocol: frame.read::<u16>(ETHER_TYPE).unwrap_or(0),
+            ..Meta::default()
+        }
+    }
+}
+
+/// The least number that is a type and no length (IEEE 802.3 3.2.6).
+const FIRST_ETHER_TYPE: u16 = 0x600;
+
+/// Where the Ethernet type is.
+const ETHER_TYPE: usize = core::mem::offset_of!(EthHdr, ether_type);
 
 /// Frames that come in on an uplink (rows A, N, F).
 #[inline(always)]
@@ -36,14 +62,37 @@ where
     let Some(eth) = frame.read::<EthHdr>(0) else {
         return Verdict::pass(Reason::Malformed);
     };
+    if meta.protocol != eth.ether_type {
+        return Verdict::pass(Reason::OtherProtocol);
+    }
+    let verdict = uplink_bytes(frame, &eth, meta, uplink, tables);
+    if !matches!(verdict.action, Action::Pass) && meta.offload.bad {
+        return Verdict::drop(Reason::BadOffload, verdict.id);
+    }
+    verdict
+}
+
+/// What the bytes alone say.
+#[inline(always)]
+fn uplink_bytes<'a, F, T>(
+    frame: &F,
+    eth: &EthHdr,
+    meta: &Meta,
+    uplink: &Uplink,
+    tables: &'a T,
+) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
     match u16::from_be(eth.ether_type) {
-        ether_type::ARP => arp::uplink(frame, &eth, meta, uplink, tables),
+        ether_type::ARP => arp::uplink(frame, eth, meta, uplink, tables),
         ether_type::IPV4 if eth.dst_addr == uplink.mac => {
             forward::inbound::<Ipv4Hdr, F, T>(frame, meta, forward::Origin::Network, tables)
         }
         ether_type::IPV6 => match nd_type(frame) {
-            kind::SOLICITATION => ndp::uplink(frame, &eth, meta, uplink, tables),
-            kind::ADVERTISEMENT => ndp::uplink_advertisement(frame, &eth, uplink, tables),
+            kind::SOLICITATION => ndp::uplink(frame, eth, meta, uplink, tables),
+            kind::ADVERTISEMENT => ndp::uplink_advertisement(frame, eth, uplink, tables),
             _ if eth.dst_addr == uplink.mac => {
                 forward::inbound::<Ip6, F, T>(frame, meta, forward::Origin::Network, tables)
             }
@@ -55,6 +104,7 @@ where
 }
 
 /// What [`uplink`] says of nearly all frames that go to machines; `None` says nothing.
+/// `said` it judges itself, as far as plain frames need.
 ///
 /// Here every check that fails leads to one place, while [`uplink`] keeps account of what
 /// to say of each, which costs a packet more than the checks themselves.
@@ -62,6 +112,7 @@ where
 pub fn express<'a, F, T>(
     frame: &F,
     meta: &Meta,
+    said: &Said,
     uplink: &Uplink,
     tables: &'a T,
 ) -> Option<Verdict<'a>>
@@ -70,12 +121,12 @@ where
     T: Tables,
 {
     let eth = frame.read::<EthHdr>(0)?;
-    if eth.dst_addr != uplink.mac {
+    if eth.dst_addr != uplink.mac || meta.protocol != eth.ether_type {
         return None;
     }
     match u16::from_be(eth.ether_type) {
-        ether_type::IPV4 => forward::express::<Ipv4Hdr, F, T>(frame, meta, tables),
-        ether_type::IPV6 => forward::express::<Ip6, F, T>(frame, meta, tables),
+        ether_type::IPV4 => forward::express::<Ipv4Hdr, F, T>(frame, meta, said, tables),
+        ether_type::IPV6 => forward::express::<Ip6, F, T>(frame, meta, said, tables),
         _ => None,
     }
 }
@@ -87,19 +138,38 @@ where
     F: Frame + ?Sized,
     T: Tables,
 {
-    if meta.tagged {
-        return Verdict::pass(Reason::VlanPass);
-    }
     let Some(eth) = frame.read::<EthHdr>(0) else {
         return Verdict::pass(Reason::Malformed);
     };
+    // Not all that leaves here is the host's own: children of the uplink (macvlan) may be
+    // in the hands of others.
+    if meta.offload.forges {
+        return Verdict::drop(Reason::BadOffload, NOBODY);
+    }
+    if meta.tagged {
+        return Verdict::pass(Reason::VlanPass);
+    }
+    let verdict = host_bytes(frame, &eth, meta, tables);
+    if !matches!(verdict.action, Action::Pass) && meta.offload.bad {
+        return Verdict::drop(Reason::BadOffload, verdict.id);
+    }
+    verdict
+}
+
+/// What the bytes alone say.
+#[inline(always)]
+fn host_bytes<'a, F, T>(frame: &F, eth: &EthHdr, meta: &Meta, tables: &'a T) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
     match u16::from_be(eth.ether_type) {
-        ether_type::ARP => arp::host(frame, &eth, tables),
+        ether_type::ARP => arp::host(frame, eth, tables),
         ether_type::IPV4 => {
             forward::inbound::<Ipv4Hdr, F, T>(frame, meta, forward::Origin::Host, tables)
         }
         ether_type::IPV6 => match nd_type(frame) {
-            kind::SOLICITATION => ndp::host(frame, &eth, tables),
+            kind::SOLICITATION => ndp::host(frame, eth, tables),
             _ => forward::inbound::<Ip6, F, T>(frame, meta, forward::Origin::Host, tables),
         },
         _ => Verdict::pass(Reason::OtherProtocol),
@@ -131,6 +201,11 @@ where
     {
         return Verdict::drop(Reason::Vlan, id);
     }
+    // A length in its place is 802.3's, which the kernel knows by another type.
+    let framed = ether_type < FIRST_ETHER_TYPE;
+    if !framed && meta.protocol != eth.ether_type || meta.offload.bad {
+        return Verdict::drop(Reason::BadOffload, id);
+    }
     match ether_type {
         ether_type::ARP => arp::port(frame, &eth, id, endpoint, tables),
         ether_type::IPV4 => guard::port4(frame, &eth, meta, id, endpoint, tables),
@@ -145,6 +220,7 @@ where
 pub fn express_port<'a, F, T>(
     frame: &F,
     meta: &Meta,
+    said: &Said,
     id: Owner,
     endpoint: &'a Endpoint,
     tables: &'a T,
@@ -155,6 +231,7 @@ where
 {
     let eth = frame.read::<EthHdr>(0)?;
     if meta.tagged
+        || meta.protocol != eth.ether_type
         || endpoint.flags & endpoint_flag::UP == 0
         || eth.dst_addr != endpoint.port_mac
         || !may_use_mac(endpoint, &eth.src_addr)
@@ -162,8 +239,10 @@ where
         return None;
     }
     match u16::from_be(eth.ether_type) {
-        ether_type::IPV4 => guard::express::<Ipv4Hdr, F, T>(frame, meta, id, endpoint, tables),
-        ether_type::IPV6 => guard::express::<Ip6, F, T>(frame, meta, id, endpoint, tables),
+        ether_type::IPV4 => {
+            guard::express::<Ipv4Hdr, F, T>(frame, meta, said, id, endpoint, tables)
+        }
+        ether_type::IPV6 => guard::express::<Ip6, F, T>(frame, meta, said, id, endpoint, tables),
         _ => None,
     }
 }

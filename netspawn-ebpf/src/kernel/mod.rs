@@ -4,6 +4,7 @@ mod counters;
 mod debug;
 mod error;
 mod events;
+mod hidden;
 mod maps;
 mod packet;
 mod tc;

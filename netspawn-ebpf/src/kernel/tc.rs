@@ -15,7 +15,11 @@ use aya_ebpf::{
 };
 use netspawn_ebpf::{
     abi::{Endpoint, MARK, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag},
-    decide::{self, Meta, error::Toward},
+    decide::{
+        self, Meta,
+        error::Toward,
+        offload::{Judged, Said},
+    },
     rewrite,
     tables::Tables as _,
     verdict::{Action, Error, Family, Reason, Verdict, word_mac},
@@ -27,7 +31,7 @@ use netspawn_ebpf::{
 };
 
 use super::{
-    counters, debug, error, events,
+    counters, debug, error, events, hidden,
     maps::{Maps, PORTS},
     packet::Packet,
 };
@@ -78,6 +82,7 @@ impl Skb {
     field!(vlan_present);
     field!(vlan_tci);
     field!(gso_size);
+    field!(protocol);
 
     /// The same, with nothing known of it: what has been found out of the frame before
     /// would make the verifier walk all that follows once for each way that leads here.
@@ -137,18 +142,61 @@ impl Skb {
         unsafe { bpf_skb_pull_data(self.raw, wanted) };
     }
 
+    /// With nothing judged of what the sender says.
     #[inline(always)]
-    fn meta(&self) -> Meta {
+    fn plain(&self) -> Meta {
         let tagged = self.vlan_present() != 0;
         Meta {
             length: self.len(),
             gso_size: self.gso_size(),
+            offload: Judged::default(),
             vlan: if tagged {
                 (self.vlan_tci() & 0xfff) as u16
             } else {
                 0
             },
             tagged,
+            protocol: self.protocol() as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn meta(&self) -> Meta {
+        Meta {
+            offload: hidden::judge(self.raw),
+            ..self.plain()
+        }
+    }
+
+    #[inline(always)]
+    fn said(&self) -> Said {
+        hidden::said(self.raw)
+    }
+
+    /// Sets to 0 what a machine may have set of what the kernel behind us goes by, on every
+    /// packet from a port: which class of the uplink's queueing discipline it is in, which
+    /// queue it takes, when it leaves (row S5).
+    #[inline(always)]
+    fn forget(&self) {
+        // SAFETY: the context is valid; the verifier allows writes to these fields. That to
+        // `tstamp` takes the type of the time with it, in a program that does not read the
+        // type (`bpf_convert_tstamp_write` in net/core/filter.c).
+        // One by one, which LLVM would join: each is a write of its own to the kernel.
+        unsafe {
+            (&raw mut (*self.raw).mark).write_volatile(0);
+            (&raw mut (*self.raw).priority).write_volatile(0);
+            (&raw mut (*self.raw).queue_mapping).write_volatile(0);
+            (&raw mut (*self.raw).tstamp).write_volatile(0);
+        }
+    }
+
+    /// Cuts off what follows the packet.
+    #[inline(always)]
+    fn trim(&self) -> Option<()> {
+        let whole = self.gso_size() == 0;
+        match decide::offload::surplus(&self.packet(), self.len(), whole) {
+            Some(length) => self.resize(length as usize),
+            None => Some(()),
         }
     }
 
@@ -346,6 +394,14 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
     };
     // Egress has no such redirect.
     let peer = !matches!(toward, Toward::Host);
+    let sent_on = match verdict.action {
+        Action::Deliver | Action::Out | Action::ToHost => true,
+        Action::Pass => matches!(toward, Toward::Machine),
+        _ => false,
+    };
+    if sent_on && skb.trim().is_none() {
+        return failed();
+    }
     match (verdict.action, verdict.endpoint, verdict.hop) {
         (Action::Pass, ..) => NEXT,
         (Action::Arp, ..) => answer_arp(skb, verdict, back),
@@ -381,7 +437,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let Some(uplink) = Maps.uplink(skb.ifindex()) else {
         return NEXT;
     };
-    if let Some(verdict) = decide::express(&skb.packet(), &skb.meta(), uplink, &Maps)
+    if let Some(verdict) = decide::express(&skb.packet(), &skb.plain(), &skb.said(), uplink, &Maps)
         && let Some(endpoint) = verdict.endpoint
     {
         counters::reason(Reason::ForwardedIn);
@@ -392,7 +448,8 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
         return NEXT;
     };
     skb.pull_headers();
-    let verdict = decide::uplink(&skb.packet(), &skb.meta(), uplink, &Maps);
+    let meta = skb.meta();
+    let verdict = decide::uplink(&skb.packet(), &meta, uplink, &Maps);
     act(&skb, &verdict, 0, Toward::Network)
 }
 
@@ -406,7 +463,8 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
         return NEXT;
     }
     skb.pull_headers();
-    let verdict = decide::host(&skb.packet(), &skb.meta(), &Maps);
+    let meta = skb.meta();
+    let verdict = decide::host(&skb.packet(), &meta, &Maps);
     act(&skb, &verdict, 0, Toward::Host)
 }
 
@@ -426,7 +484,15 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
         counters::reason(Reason::UnknownPort);
         return DROP;
     };
-    let express = decide::express_port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
+    skb.forget();
+    let express = decide::express_port(
+        &skb.packet(),
+        &skb.plain(),
+        &skb.said(),
+        id,
+        endpoint,
+        &Maps,
+    );
     if let Some(verdict) = express {
         match (verdict.endpoint, verdict.hop) {
             (Some(other), _) => {
@@ -442,6 +508,7 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
     }
     let skb = skb.afresh();
     skb.pull_headers();
-    let verdict = decide::port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
+    let meta = skb.meta();
+    let verdict = decide::port(&skb.packet(), &meta, id, endpoint, &Maps);
     act(&skb, &verdict, endpoint.vlan, Toward::Machine)
 }

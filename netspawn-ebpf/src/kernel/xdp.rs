@@ -10,7 +10,10 @@ use aya_ebpf::{
 };
 use netspawn_ebpf::{
     abi::{Endpoint, endpoint_flag},
-    decide::{self, Meta},
+    decide::{
+        self, Meta,
+        offload::{Said, surplus},
+    },
     rewrite,
     tables::Tables as _,
     verdict::{Action, Error, Reason, Verdict, word_mac},
@@ -100,11 +103,13 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
         return XDP_PASS;
     };
     let frame = packet(&ctx);
-    let meta = Meta {
+    // What the sender says beside the bytes is not to be seen here.
+    let said = Said {
         length: frame.reach() as u32,
-        ..Meta::default()
+        ..Said::default()
     };
-    if let Some(verdict) = decide::express(&frame, &meta, uplink, &Maps)
+    let meta = Meta::new(&frame, &said);
+    if let Some(verdict) = decide::express(&frame, &meta, &said, uplink, &Maps)
         && let Some(endpoint) = verdict.endpoint
     {
         return deliver(&ctx, &verdict, endpoint);
@@ -114,6 +119,8 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
     match (verdict.action, verdict.endpoint) {
         (Action::Arp, _) => answer_arp(&ctx, &verdict),
         (Action::Ndp, _) => answer_ndp(&ctx, &verdict),
+        // tc cuts off what follows the packet.
+        (Action::Deliver, _) if surplus(&packet(&ctx), meta.length, true).is_some() => XDP_PASS,
         (Action::Deliver, Some(endpoint)) => deliver(&ctx, &verdict, endpoint),
         // Only an skb can be made an error.
         (Action::Drop, _) if matches!(verdict.error, Error::None) => {

@@ -111,6 +111,38 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
+    /// IPv4 inside.
+    pub const IPIP: u8 = 4;
+    /// DCCP (RFC 4340).
+    pub const DCCP: u8 = 33;
+    /// IPv6 inside.
+    pub const IPV6: u8 = 41;
+    /// GRE (RFC 2784).
+    pub const GRE: u8 = 47;
+    /// SCTP (RFC 9260).
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite (RFC 3828).
+    pub const UDP_LITE: u8 = 136;
+    /// MPLS inside (RFC 4023).
+    pub const MPLS: u8 = 137;
+}
+
+/// Next headers that are extensions of IPv6 (RFC 8200 4).
+pub mod extension {
+    /// Hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// Routing.
+    pub const ROUTING: u8 = 43;
+    /// Fragment.
+    pub const FRAGMENT: u8 = 44;
+    /// Destination options.
+    pub const DESTINATION: u8 = 60;
+}
+
+/// Whether a UDP port, in host order, is one of DHCP's (RFC 2131 4.1, RFC 8415 7.2).
+#[inline(always)]
+pub const fn is_dhcp_port(port: u16) -> bool {
+    matches!(port, 67 | 68 | 546 | 547)
 }
 
 /// A type that any bytes are a valid value of.

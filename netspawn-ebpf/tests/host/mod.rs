@@ -10,6 +10,7 @@ use netspawn_ebpf::{
     decide::{
         self, Meta,
         error::{self, Toward},
+        offload::{Said, surplus},
     },
     rewrite::{
         self,
@@ -28,6 +29,7 @@ pub fn all_rows() -> Vec<Row> {
         rows::arp::rows(),
         rows::errors::rows(),
         rows::ndp::rows(),
+        rows::offload::rows(),
         rows::forward::rows(),
         rows::guard::rows(),
     ]
@@ -145,11 +147,17 @@ impl Tables for World {
 
 /// The verdict of a hook; `None` for a port that is nobody's, which the program drops
 /// by itself.
-pub fn decide<'a>(world: &'a World, at: At, frame: &[u8], meta: &Meta) -> Option<Verdict<'a>> {
+pub fn decide<'a>(
+    world: &'a World,
+    at: At,
+    frame: &[u8],
+    meta: &Meta,
+    said: &Said,
+) -> Option<Verdict<'a>> {
     Some(match at {
         At::Uplink => {
             let verdict = decide::uplink(frame, meta, &world.uplink, world);
-            if let Some(express) = decide::express(frame, meta, &world.uplink, world) {
+            if let Some(express) = decide::express(frame, meta, said, &world.uplink, world) {
                 assert_eq!(express, verdict, "the short way differs: {frame:02x?}");
             }
             verdict
@@ -158,7 +166,7 @@ pub fn decide<'a>(world: &'a World, at: At, frame: &[u8], meta: &Meta) -> Option
         At::Port(id) => {
             let endpoint = world.endpoint(id)?;
             let verdict = decide::port(frame, meta, id, endpoint, world);
-            if let Some(express) = decide::express_port(frame, meta, id, endpoint, world) {
+            if let Some(express) = decide::express_port(frame, meta, said, id, endpoint, world) {
                 assert_eq!(express, verdict, "the short way differs: {frame:02x?}");
             }
             verdict
@@ -167,14 +175,23 @@ pub fn decide<'a>(world: &'a World, at: At, frame: &[u8], meta: &Meta) -> Option
 }
 
 /// The frame as a verdict leaves it: `Ok(None)` when it is dropped, `Err` when it is too
-/// short to be rewritten.
+/// short to be rewritten. A super-packet is not `whole`.
 pub fn carry_out(
     world: &World,
     at: At,
     verdict: &Verdict<'_>,
     frame: &[u8],
+    whole: bool,
 ) -> Result<Option<Vec<u8>>, ()> {
     let mut frame = frame.to_vec();
+    let sent_on = match verdict.action {
+        Action::Deliver | Action::Out | Action::ToHost => true,
+        Action::Pass => matches!(at, At::Port(_)),
+        _ => false,
+    };
+    if sent_on && let Some(length) = surplus(&frame[..], frame.len() as u32, whole) {
+        frame.truncate(length as usize);
+    }
     let done = match verdict.action {
         Action::Pass => Some(()),
         Action::Drop => return Ok(error_about(world, at, verdict, &frame)),

@@ -223,12 +223,12 @@ fn network4() -> Vec<Row> {
             pad(padded.hop(port_mac(WEB), mac(WEB)).frame(), 60, 0xcc),
         ),
         Row::forward(
-            "F11 long, with trailing bytes",
+            "S3 F11 long, with trailing bytes",
             at,
             pad(padded.frame(), 1600, 0xcc),
             ForwardedIn,
             WEB,
-            pad(padded.hop(port_mac(WEB), mac(WEB)).frame(), 1600, 0xcc),
+            pad(padded.hop(port_mac(WEB), mac(WEB)).frame(), 60, 0xcc),
         ),
     ]
 }

@@ -10,10 +10,12 @@ pub mod errors;
 pub mod forward;
 pub mod guard;
 pub mod ndp;
+pub mod offload;
 pub mod world;
 
 use netspawn_ebpf::{
     abi::{NOBODY, Owner},
+    decide::{Meta, offload::Said},
     verdict::{Kind, Reason},
 };
 
@@ -49,8 +51,10 @@ pub struct Row {
     pub frame: Vec<u8>,
     /// 802.1Q id of a tag beside the frame.
     pub vlan: Option<u16>,
-    /// Payload bytes of a segment, for super-packets.
-    pub gso_size: u32,
+    /// What the sender says beside the bytes.
+    pub said: Said,
+    /// The Ethernet type that the kernel goes by, where it is not the frame's.
+    pub protocol: Option<u16>,
     /// [`netspawn_ebpf::abi::settings_flag`] bits of policy.
     pub policy: u32,
     /// What it is counted as; its kind says what happens to it.
@@ -71,9 +75,13 @@ impl Row {
         Row {
             name,
             at,
-            frame,
             vlan: None,
-            gso_size: 0,
+            said: Said {
+                length: frame.len() as u32,
+                ..Said::default()
+            },
+            protocol: None,
+            frame,
             policy: 0,
             reason,
             also: None,
@@ -169,9 +177,54 @@ impl Row {
         }
     }
 
-    /// As a super-packet.
-    pub fn gso(self, gso_size: u32) -> Self {
-        Row { gso_size, ..self }
+    /// As a super-packet, of which it is not known how it is to be cut up.
+    pub fn gso(mut self, gso_size: u32) -> Self {
+        self.said.gso_size = gso_size;
+        self
+    }
+
+    /// With a checksum to be completed: over what begins at `start` of the frame, written
+    /// `offset` bytes behind that.
+    pub fn partial(mut self, start: u32, offset: u32) -> Self {
+        self.said.partial = true;
+        self.said.start = start;
+        self.said.field = start.wrapping_add(offset);
+        self
+    }
+
+    /// As a super-packet that is to be cut up like that ([`gso`]).
+    pub fn segments(mut self, gso_type: u32, gso_size: u32) -> Self {
+        self.said.gso_type = gso_type;
+        self.said.gso_size = gso_size;
+        self
+    }
+
+    /// With the kernel going by that Ethernet type.
+    pub fn known_as(self, protocol: u16) -> Self {
+        Row {
+            protocol: Some(protocol),
+            ..self
+        }
+    }
+
+    /// Whether `BPF_PROG_TEST_RUN` can say what the sender does, of a frame that it takes
+    /// (a page less what an skb needs around it).
+    pub fn can_be_run(&self) -> bool {
+        !self.said.partial
+            && self.said.gso_type == 0
+            && self.protocol.is_none()
+            && self.frame.len() <= 3_500
+    }
+
+    /// What the hook knows beside the frame.
+    pub fn meta(&self) -> Meta {
+        let meta = Meta::new(&self.frame[..], &self.said);
+        Meta {
+            vlan: self.vlan.unwrap_or(0),
+            tagged: self.vlan.is_some(),
+            protocol: self.protocol.map_or(meta.protocol, u16::to_be),
+            ..meta
+        }
     }
 
     /// Under a policy.

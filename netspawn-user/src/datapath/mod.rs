@@ -3,6 +3,7 @@ pub mod attach;
 mod batch;
 pub mod events;
 mod groups;
+pub mod hidden;
 pub mod log;
 mod lookup;
 pub mod maps;

@@ -11,6 +11,8 @@ use aya::{
 };
 use netspawn_ebpf::abi::{self, map, program};
 
+use super::hidden;
+
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETSPAWN_BPF_OBJECT"));
 
 /// The buffer of what programs say.
@@ -165,7 +167,8 @@ fn load_maps(sizes: Sizes, log: bool, pin: impl Fn(&str) -> Option<PathBuf>) -> 
             loader.map_pin_path(name, path);
         }
     }
-    loader.load(OBJECT).context(
+    let object = hidden::fill(OBJECT)?;
+    loader.load(object.bytes()).context(
         "the kernel does not take the BPF maps: root (CAP_BPF, CAP_NET_ADMIN) and a mounted, \
          writable bpffs are needed",
     )

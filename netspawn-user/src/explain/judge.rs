@@ -6,6 +6,7 @@ use netspawn_ebpf::{
     decide::{
         self, Meta,
         error::{self, Toward},
+        offload::Said,
     },
     tables::Tables as _,
     verdict::{Action, Error, Family, Reason, Verdict},
@@ -31,11 +32,15 @@ pub struct Judged<'a> {
 /// maps do not hold where it is.
 pub fn judge<'a>(world: &'a World, case: &Case) -> Option<Judged<'a>> {
     let frame = &case.bytes[..];
-    let meta = Meta {
+    let said = Said {
         length: frame.len() as u32,
         gso_size: case.gso_size,
+        ..Said::default()
+    };
+    let meta = Meta {
         vlan: case.tag.unwrap_or(0) & 0xfff,
         tagged: case.tag.is_some(),
+        ..Meta::new(frame, &said)
     };
     let (verdict, toward, ifindex) = match case.at {
         At::Uplink(ifindex) => (

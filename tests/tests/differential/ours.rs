@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use netspawn_bench::programs::{Context, Hook, IFINDEX, Programs};
 use netspawn_ebpf::{
     abi::{Endpoint, Owner, endpoint_flag},
-    decide::Meta,
+    decide::{Meta, offload::Said},
     verdict::{Action, Error, Kind, Reason},
 };
 use netspawn_user::datapath::object::Sizes;
@@ -83,14 +83,18 @@ impl Ours {
     /// The library's outcome. A tag is beside the frame at tc, and so it is here.
     pub fn decide(&self, at: At, frame: &[u8]) -> Result<Outcome> {
         let (frame, tag) = untag(frame);
-        let meta = Meta {
+        let said = Said {
             length: frame.len() as u32,
-            gso_size: 0,
+            ..Said::default()
+        };
+        let meta = Meta {
             vlan: tag.unwrap_or(0) & 0xfff,
             tagged: tag.is_some(),
+            ..Meta::new(&frame[..], &said)
         };
-        let verdict = decide(&self.world, at, &frame, &meta).expect("the port is a machine's");
-        let out = carry_out(&self.world, at, &verdict, &frame)
+        let verdict =
+            decide(&self.world, at, &frame, &meta, &said).expect("the port is a machine's");
+        let out = carry_out(&self.world, at, &verdict, &frame, true)
             .map_err(|()| anyhow::anyhow!("{:?} does not fit the frame", verdict.action))?;
         Ok(Outcome {
             action: verdict.action,

@@ -118,7 +118,9 @@ impl Session {
         let mut core = CpuSet::new();
         core.set(job.try_into()?)?;
         sched_setaffinity(Pid::from_raw(0), &core).context("cannot stay on one core")?;
-        let rows = host::all_rows().into_iter().filter(|row| row.gso_size == 0);
+        let rows = host::all_rows()
+            .into_iter()
+            .filter(|row| row.said.gso_size == 0 && row.can_be_run());
         let mut seeds: Vec<_> = rows
             .map(|row| match row.vlan {
                 Some(vlan) => (row.at, build::tagged(&row.frame, vlan)),

@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, io::Write as _, sync::MutexGuard};
 use netspawn_bench::{cost, programs::Hook};
 use netspawn_ebpf::{
     abi::{MARK, NOBODY, endpoint_flag},
+    decide::offload::surplus,
     verdict::{Kind, Reason},
 };
 
@@ -89,7 +90,9 @@ fn at_xdp(row: &Row) -> Case {
             _ => row.frame[20] == 6,
         };
         let flags = world::endpoint(row.machine, 0).flags;
-        if tcp || flags & endpoint_flag::XDP == 0 {
+        // tc cuts off what follows the packet.
+        let long = surplus(&row.frame[..], row.frame.len() as u32, true).is_some();
+        if tcp || long || flags & endpoint_flag::XDP == 0 {
             case.code = XDP_PASS;
             case.out = Some(row.frame.clone());
             case.counted = BTreeMap::new();
@@ -112,7 +115,9 @@ fn refused_by_test_run(row: &Row) -> bool {
 }
 
 fn tc(test: &str, rows: Vec<Row>) {
-    let rows = rows.iter().filter(|row| !refused_by_test_run(row));
+    let rows = rows
+        .iter()
+        .filter(|row| row.can_be_run() && !refused_by_test_run(row));
     rig().check_rows(test, rows.map(at_tc));
 }
 
@@ -120,7 +125,7 @@ fn xdp(test: &str, rows: Vec<Row>) {
     let rows = rows
         .iter()
         // XDP sees no super-packets.
-        .filter(|row| row.at == At::Uplink && row.gso_size == 0);
+        .filter(|row| row.at == At::Uplink && row.said.gso_size == 0 && row.can_be_run());
     rig().check_rows(test, rows.map(at_xdp));
 }
 
@@ -132,6 +137,17 @@ fn arp_rows_hold_at_tc() {
 #[test]
 fn arp_rows_hold_at_xdp() {
     xdp("arp_rows_hold_at_xdp", rows::arp::rows());
+}
+
+/// What can be said of a frame in a run: the rest of these rows is the host's.
+#[test]
+fn offload_rows_hold_at_tc() {
+    tc("offload_rows_hold_at_tc", rows::offload::rows());
+}
+
+#[test]
+fn offload_rows_hold_at_xdp() {
+    xdp("offload_rows_hold_at_xdp", rows::offload::rows());
 }
 
 #[test]

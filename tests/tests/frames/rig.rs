@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use netspawn_bench::programs::{self, Context, Hook, IFINDEX, Programs};
 use netspawn_ebpf::{
     abi::{NOBODY, Owner, Traffic},
+    decide::offload::surplus,
     verdict::{Kind, Reason},
 };
 use netspawn_tests::{protocol, require_root};
@@ -67,7 +68,7 @@ impl Case {
             hook,
             frame: row.frame.clone(),
             vlan: row.vlan,
-            gso_size: row.gso_size,
+            gso_size: row.said.gso_size,
             mark_in: 0,
             policy: row.policy,
             code,
@@ -299,7 +300,10 @@ impl Rig {
                 .collect();
             let _ = write!(faults, "\n  charged to (machine, reason) {new:?}");
         }
-        let bytes = case.frame.len() as u64;
+        // What follows the packet is cut off first.
+        let length = case.frame.len() as u32;
+        let bytes = surplus(&case.frame[..], length, case.gso_size == 0).unwrap_or(length);
+        let bytes = u64::from(bytes);
         for ((id, old), new) in world::MACHINES
             .iter()
             .zip(&before.traffic)

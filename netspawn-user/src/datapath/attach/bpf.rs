@@ -111,7 +111,10 @@ pub(in crate::datapath) fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Res
 }
 
 /// Calls `bpf(2)` with a command that returns a new descriptor.
-fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+pub(in crate::datapath) fn descriptor(
+    command: bpf_cmd,
+    attr: &mut bpf_attr,
+) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: this command returns a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
