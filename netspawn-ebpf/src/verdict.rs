@@ -123,6 +123,8 @@ reasons! {
     WrongGateway = Drop, "wrong_gateway";
     /// No route of the host leads there.
     NoRoute = Drop, "no_route";
+    /// A machine has made the host look for more neighbors than it may.
+    NeighborBudget = Drop, "neighbor_budget";
     /// A port that belongs to no machine.
     UnknownPort = Drop, "unknown_port";
     /// A question that is to be left without an answer (DAD of the machine's

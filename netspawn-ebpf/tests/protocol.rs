@@ -96,9 +96,11 @@ fn guard_rows_hold() {
 }
 
 /// Reasons that only programs and the kernel have.
-const NOT_DECIDED: [Reason; 4] = [
+const NOT_DECIDED: [Reason; 5] = [
     Reason::Handed,
     Reason::HelperFailed,
+    // Depends on what was sent before.
+    Reason::NeighborBudget,
     // Counted beside another.
     Reason::ArpSourceDiffers,
     Reason::AnsweredError,

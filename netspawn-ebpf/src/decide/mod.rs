@@ -1,10 +1,12 @@
 //! What is to happen to a frame: one function for each hook.
 
 pub mod arp;
+pub mod budget;
 pub mod error;
 pub mod forward;
 pub mod guard;
 pub mod ndp;
+pub mod neighbor;
 
 use crate::abi::{Endpoint, HOST, NOBODY, Owner, Uplink, endpoint_flag};
 use crate::tables::Tables;

@@ -12,7 +12,10 @@ use aya_ebpf::{
 };
 use netspawn_ebpf::{
     abi::Owner,
-    decide::error::{self, Toward},
+    decide::{
+        budget,
+        error::{self, Toward},
+    },
     rewrite::error::{HEADERS4, HEADERS6, error4, error6, quoted, settle},
     verdict::{Error, Family},
     wire::{Frame, Ip6, Ipv4Hdr, L3, Pod},
@@ -113,7 +116,7 @@ fn in_budget(id: Owner) -> bool {
     match BUDGETS.get_ptr_mut(id) {
         // SAFETY: the entry is in the map for as long as the map lives; two CPUs
         // that take the same token let one error too many through.
-        Some(budget) => error::take(unsafe { &mut (*budget).errors }, now),
+        Some(own) => budget::take(unsafe { &mut (*own).errors }, now, budget::OWN),
         None => false,
     }
 }

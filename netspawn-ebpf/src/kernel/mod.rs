@@ -5,6 +5,7 @@ mod debug;
 mod error;
 mod events;
 mod maps;
+mod neighbors;
 mod packet;
 mod tc;
 mod xdp;

@@ -14,8 +14,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use netspawn_ebpf::{
-    abi::{Endpoint, MARK, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag},
-    decide::{self, Meta, error::Toward},
+    abi::{Endpoint, MARK, NO_NEIGHBOR, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag},
+    decide::{self, Meta, error::Toward, neighbor::sought},
     rewrite,
     tables::Tables as _,
     verdict::{Action, Error, Family, Reason, Verdict, word_mac},
@@ -29,6 +29,7 @@ use netspawn_ebpf::{
 use super::{
     counters, debug, error, events,
     maps::{Maps, PORTS},
+    neighbors,
     packet::Packet,
 };
 
@@ -299,6 +300,13 @@ fn send_out(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, hop: &NextHop) -> i32 {
     }
 }
 
+/// Whether the kernel may look for the neighbor that it needs for a machine's frame.
+#[inline(always)]
+fn may_go(skb: &Skb, verdict: &Verdict<'_>, id: Owner) -> bool {
+    let neighbor = sought(&skb.packet(), verdict, id, skb.ifindex(), &Maps);
+    neighbor == NO_NEIGHBOR || neighbors::may_seek(id, &neighbor)
+}
+
 /// Lets a frame come in once more, on an uplink, for the host's stack.
 #[inline(always)]
 fn hand_to_host(skb: &Skb, from: Owner, hop: &NextHop) -> i32 {
@@ -369,6 +377,15 @@ fn handed(skb: &Skb) -> bool {
     true
 }
 
+/// Drops a frame for which the kernel would need one more neighbor than its machine may
+/// have it look for. No error is sent: tried again a little later, it goes through.
+#[inline(always)]
+fn over_budget(id: Owner) -> i32 {
+    counters::reason(Reason::NeighborBudget);
+    counters::charge(Reason::NeighborBudget, id);
+    DROP
+}
+
 /// Ingress of an uplink.
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
@@ -392,7 +409,9 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
         return NEXT;
     };
     skb.pull_headers();
-    let verdict = decide::uplink(&skb.packet(), &skb.meta(), uplink, &Maps);
+    let meta = skb.meta();
+    let verdict = decide::uplink(&skb.packet(), &meta, uplink, &Maps);
+    neighbors::hear(&skb.packet(), &verdict, skb.ifindex(), meta.vlan);
     act(&skb, &verdict, 0, Toward::Network)
 }
 
@@ -434,6 +453,9 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
                 return deliver(&skb, &verdict, other, true);
             }
             (_, Some(hop)) => {
+                if hop.flags & nexthop_flag::ON_LINK != 0 && !may_go(&skb, &verdict, id) {
+                    return over_budget(id);
+                }
                 counters::reason(Reason::ForwardedOut);
                 return send_out(&skb, &verdict, endpoint.vlan, hop);
             }
@@ -443,5 +465,8 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
     let skb = skb.afresh();
     skb.pull_headers();
     let verdict = decide::port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
+    if !may_go(&skb, &verdict, id) {
+        return over_budget(id);
+    }
     act(&skb, &verdict, endpoint.vlan, Toward::Machine)
 }

@@ -116,11 +116,14 @@ pub fn load_logging(pins: Option<&Path>, sizes: Sizes, log: bool) -> Result<Ebpf
 }
 
 /// The maps that programs write. All others they only read.
-pub const WRITTEN: [&str; 5] = [
+pub const WRITTEN: [&str; 8] = [
     map::COUNTS,
     map::TRAFFIC,
     map::DROPS,
     map::BUDGETS,
+    map::SHARED,
+    map::STATIONS,
+    map::ASKED,
     map::EVENTS,
 ];
 

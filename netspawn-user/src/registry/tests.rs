@@ -693,15 +693,22 @@ fn routes_become_next_hops() {
             mtu: 1500,
             src_mac: ETH0_MAC,
             dst_mac: [2, 0, 0, 0, 0xee, 1],
+            uplink: ETH0,
+            pad: 0,
         }
     );
     let unresolved = NextHop {
         ifindex: ETH0,
         mtu: 1500,
         src_mac: ETH0_MAC,
+        uplink: ETH0,
         ..NextHop::default()
     };
-    assert_eq!(hop("192.0.2.0/24"), unresolved, "on the link");
+    let on_link = NextHop {
+        flags: nexthop_flag::ON_LINK,
+        ..unresolved
+    };
+    assert_eq!(hop("192.0.2.0/24"), on_link, "on the link");
     assert_eq!(hop("::/0"), unresolved, "no neighbor yet");
     assert_eq!(desired.state.routes.len(), 4, "none for link-local");
     assert_eq!(
