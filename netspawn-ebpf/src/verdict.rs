@@ -185,7 +185,7 @@ pub enum Error {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// To the stack, unchanged.
+    /// To the stack, unchanged but for the Ethernet destination where the verdict has one.
     Pass,
     /// Dropped.
     Drop,
@@ -238,7 +238,8 @@ pub struct Verdict<'a> {
     pub endpoint: Option<&'a Endpoint>,
     /// `Out`, `ToHost`: the way.
     pub hop: Option<&'a NextHop>,
-    /// `Arp`, `Ndp`: who answers.
+    /// `Arp`, `Ndp`: who answers. `Pass`: the Ethernet destination that the frame is given,
+    /// 0 to leave it.
     pub mac: MacWord,
     /// `Ndp`: the Ethernet destination of the advertisement.
     pub asker: MacWord,
@@ -286,6 +287,16 @@ impl<'a> Verdict<'a> {
     #[inline(always)]
     pub const fn pass(reason: Reason) -> Self {
         Self::new(Action::Pass, reason)
+    }
+
+    /// To the stack under its own link-layer address: in a bridge, a broadcast or a group's
+    /// frame would go to all ports.
+    #[inline(always)]
+    pub const fn to_stack(reason: Reason, mac: Mac) -> Self {
+        Verdict {
+            mac: mac_word(mac),
+            ..Self::pass(reason)
+        }
     }
 
     /// To the stack, unchanged: another station claims an address of this

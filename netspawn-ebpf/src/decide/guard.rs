@@ -13,8 +13,8 @@ use crate::abi::{
 use crate::tables::Tables;
 use crate::verdict::{Error, Family, Reason, Verdict};
 use crate::wire::{
-    EthHdr, Frame, Ip6, Ipv4Hdr, L3, L4_V6, is_link_local6, is_loopback6, is_multicast_mac,
-    is_multicast6, is_unspecified6, ndp::kind, protocol, words6,
+    BROADCAST, EthHdr, Frame, Ip6, Ipv4Hdr, Ipv6, L3, L4_V6, Mac, is_link_local6, is_loopback6,
+    is_multicast_mac, is_multicast6, is_unspecified6, ndp::kind, protocol, words6,
 };
 
 /// Bytes of an echo request without data.
@@ -24,6 +24,10 @@ const DHCP4_SERVER: u16 = 67;
 const DHCP4_CLIENT: u16 = 68;
 const DHCP6_CLIENT: u16 = 546;
 const DHCP6_SERVER: u16 = 547;
+
+/// All_DHCP_Relay_Agents_and_Servers (RFC 8415 7.1).
+const DHCP6_SERVERS: Ipv6 = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2];
+const DHCP6_SERVERS_MAC: Mac = [0x33, 0x33, 0, 1, 0, 2];
 
 /// UDP source and destination port, host order.
 #[inline(always)]
@@ -187,11 +191,16 @@ where
     } else {
         (0, 0)
     };
-    if ip.src_addr == [0; 4] && ports == (DHCP4_CLIENT, DHCP4_SERVER) {
+    // RFC 2131 4.1: without an address there is no other way to send.
+    if ip.src_addr == [0; 4]
+        && ports == (DHCP4_CLIENT, DHCP4_SERVER)
+        && ip.dst_addr == [255; 4]
+        && eth.dst_addr == BROADCAST
+    {
         if let Err(reason) = link_layer(eth, endpoint) {
             return drop(reason);
         }
-        return Verdict::pass(Reason::DhcpClient);
+        return Verdict::to_stack(Reason::DhcpClient, endpoint.port_mac);
     }
     if tables.owner4(&ip.src_addr) != id
         && !(routes(endpoint) && tables.may_send4(id, &ip.src_addr))
@@ -313,8 +322,12 @@ where
     if ports == (DHCP6_SERVER, DHCP6_CLIENT) {
         return drop(Reason::RogueDhcp);
     }
-    if link_local && ports == (DHCP6_CLIENT, DHCP6_SERVER) {
-        return Verdict::pass(Reason::DhcpClient);
+    if link_local
+        && ports == (DHCP6_CLIENT, DHCP6_SERVER)
+        && ip.destination == words6(&DHCP6_SERVERS)
+        && eth.dst_addr == DHCP6_SERVERS_MAC
+    {
+        return Verdict::to_stack(Reason::DhcpClient, endpoint.port_mac);
     }
     if is_multicast_mac(&eth.dst_addr) || is_multicast6(&ip.destination) {
         return drop(Reason::Multicast);

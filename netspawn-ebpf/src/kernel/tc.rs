@@ -355,7 +355,11 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
     // Egress has no such redirect.
     let peer = !matches!(toward, Toward::Host);
     match (verdict.action, verdict.endpoint, verdict.hop) {
-        (Action::Pass, ..) => NEXT,
+        (Action::Pass, ..) if verdict.mac == 0 => NEXT,
+        (Action::Pass, ..) => match skb.packet().write(0, word_mac(verdict.mac)) {
+            Some(()) => NEXT,
+            None => failed(),
+        },
         (Action::Arp, ..) => answer_arp(skb, verdict, back),
         (Action::Ndp, ..) => answer_ndp(skb, verdict, back),
         (Action::Echo, ..) => answer_echo(skb, verdict.family, back),

@@ -191,7 +191,11 @@ pub fn carry_out(
 ) -> Result<Option<Vec<u8>>, ()> {
     let mut frame = frame.to_vec();
     let done = match verdict.action {
-        Action::Pass => Some(()),
+        Action::Pass if verdict.mac == 0 => Some(()),
+        Action::Pass => {
+            frame[..6].copy_from_slice(&word_mac(verdict.mac));
+            Some(())
+        }
         Action::Drop => return Ok(error_about(world, at, verdict, &frame)),
         Action::Arp => {
             frame.truncate(MIN_FRAME);

@@ -151,17 +151,77 @@ fn source() -> Vec<Row> {
             from6(GATEWAY6, ALL_NODES),
             SpoofedSource,
         ),
-        Row::pass(
-            "G1 DHCPv4 client (RFC 2131 4.1)",
+        Row::to_stack(
+            "U3 DHCPv4 client (RFC 2131 4.1)",
             AT,
             dhcp4([0; 4], 68, 67).frame(),
             DhcpClient,
+            dhcp4([0; 4], 68, 67).via(mac(WEB), port_mac(WEB)).frame(),
         ),
-        Row::pass(
-            "G1 DHCPv6 client (RFC 8415 7.1)",
+        Row::to_stack(
+            "U3 DHCPv6 client (RFC 8415 7.1)",
             AT,
             dhcp6(guest_link_local(WEB), 546, 547).frame(),
             DhcpClient,
+            dhcp6(guest_link_local(WEB), 546, 547)
+                .via(mac(WEB), port_mac(WEB))
+                .frame(),
+        ),
+        drop4(
+            "U3 a DHCPv4 client's packet to another's MAC",
+            dhcp4([0; 4], 68, 67).via(mac(WEB), mac(DB)),
+            SpoofedSource,
+        ),
+        drop4(
+            "U3 a DHCPv4 client's packet to another's address",
+            packet(mac(WEB), BROADCAST, [0; 4], ip4(DB)).with(Inner::Udp(68, 67, 240)),
+            SpoofedSource,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet to another's MAC",
+            dhcp6(guest_link_local(WEB), 546, 547).via(mac(WEB), mac(DB)),
+            Multicast,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet to all nodes",
+            packet(
+                mac(WEB),
+                [0x33, 0x33, 0, 0, 0, 1],
+                guest_link_local(WEB),
+                ALL_NODES,
+            )
+            .with(Inner::Udp(546, 547, 60)),
+            Multicast,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet to another's link-local address",
+            packet(
+                mac(WEB),
+                mac(DB),
+                guest_link_local(WEB),
+                guest_link_local(DB),
+            )
+            .with(Inner::Udp(546, 547, 60)),
+            WrongGateway,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet to another's address",
+            packet(mac(WEB), mac(DB), guest_link_local(WEB), ip6(DB))
+                .with(Inner::Udp(546, 547, 60)),
+            SpoofedSource,
+        ),
+        Row::pass(
+            "U3 a DHCPv6 client's packet to the port's own address",
+            AT,
+            packet(
+                mac(WEB),
+                port_mac(WEB),
+                guest_link_local(WEB),
+                port_link_local(WEB),
+            )
+            .with(Inner::Udp(546, 547, 60))
+            .frame(),
+            ForHost,
         ),
         drop4(
             "G1 a DHCPv4 client with a source not its own",

@@ -92,6 +92,20 @@ impl Row {
         }
     }
 
+    /// To the stack, as `out`.
+    pub fn to_stack(
+        name: &'static str,
+        at: At,
+        frame: Vec<u8>,
+        reason: Reason,
+        out: Vec<u8>,
+    ) -> Self {
+        Row {
+            out: Some(out),
+            ..Row::pass(name, at, frame, reason)
+        }
+    }
+
     /// Dropped, and charged to a machine.
     pub fn drop(
         name: &'static str,

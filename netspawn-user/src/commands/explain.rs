@@ -213,6 +213,9 @@ fn onward(case: &Case, judged: &Judged<'_>) -> Option<&'static str> {
     match (verdict.action, case.at) {
         (Action::ToHost, _) => Some("the host's stack gets it, marked, and its firewall decides"),
         (Action::Pass, At::Host(_)) => Some("it goes on as the host sent it"),
+        (Action::Pass, _) if judged.verdict.mac != 0 => {
+            Some("the host's stack gets it under its own link-layer address, nobody else does")
+        }
         (Action::Pass, _) => Some("the host's stack gets it unchanged, and its firewall decides"),
         _ => None,
     }
