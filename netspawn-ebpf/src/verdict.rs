@@ -87,7 +87,7 @@ reasons! {
     AddressConflict = Pass, "address_conflict";
     /// IPv4 header length, total length, version or checksum is wrong.
     BadHeader = Drop, "bad_header";
-    /// Source is owned, multicast, loopback or the destination itself.
+    /// Source is owned, multicast, loopback, the machines' gateway or the destination itself.
     MartianSource = Drop, "martian_source";
     /// Destination is loopback, unspecified or reserved.
     MartianDestination = Drop, "martian_destination";
