@@ -20,7 +20,7 @@ use netspawn_ebpf::{
     tables::Tables as _,
     verdict::{Action, Error, Family, Reason, Verdict, word_mac},
     wire::{
-        EthHdr, Frame as _, FrameMut as _, Ipv6Hdr, L3, L4_V6, MIN_FRAME, ether_type,
+        EthHdr, Frame as _, FrameMut as _, Ipv6Hdr, L3, L4_V6, MIN_FRAME, ether_type, extension,
         ndp::{self, ADVERTISEMENT_FRAME},
         protocol,
     },
@@ -40,9 +40,9 @@ const DROP: i32 = TC_ACT_SHOT;
 const ETHER_TYPE: usize = offset_of!(EthHdr, ether_type);
 const NEXT_HEADER: usize = L3 + offset_of!(Ipv6Hdr, next_hdr);
 
-/// Bytes that decisions on IP packets read at most: Ethernet and the longest IPv4
-/// header, which is also Ethernet, IPv6 and the start of TCP.
-const HEADERS: u32 = 74;
+/// Bytes that decisions on IP packets read at most, where no extension headers are:
+/// Ethernet, the longest IPv4 header and UDP's, which is also Ethernet, IPv6 and TCP's.
+const HEADERS: u32 = 82;
 
 /// Longest frame of neighbor discovery that is examined, of which every byte is
 /// read for the checksum.
@@ -100,8 +100,14 @@ impl Skb {
         Packet::new(self.data() as usize, self.data_end() as usize)
     }
 
-    /// Brings what decisions read within reach, where a driver left it in
-    /// fragments.
+    /// Brings what decisions read within reach, where a driver left it in fragments. What
+    /// has been read of the packet's place before is of no use afterwards.
+    #[inline(always)]
+    fn pulled(&self) -> Skb {
+        self.pull_headers();
+        self.afresh()
+    }
+
     #[inline(always)]
     fn pull_headers(&self) {
         if !self.lacks(self.len()) {
@@ -111,10 +117,17 @@ impl Skb {
             self.pull(HEADERS);
         }
         let frame = self.packet();
-        let discovery = frame.read::<u16>(ETHER_TYPE) == Some(ether_type::IPV6.to_be())
-            && frame.read::<[u8; 2]>(NEXT_HEADER).map(|[next, _]| next) == Some(protocol::ICMPV6);
-        if discovery && self.len() <= DISCOVERY && self.lacks(self.len()) {
+        if frame.read::<u16>(ETHER_TYPE) != Some(ether_type::IPV6.to_be()) {
+            return;
+        }
+        let Some([next, _]) = frame.read::<[u8; 2]>(NEXT_HEADER) else {
+            return;
+        };
+        let discovery = next == protocol::ICMPV6 && self.len() <= DISCOVERY;
+        if discovery && self.lacks(self.len()) {
             self.pull(self.len());
+        } else if extension::is_extension(next) && self.lacks(extension::REACH) {
+            self.pull(extension::REACH);
         }
     }
 
@@ -412,7 +425,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let Some(uplink) = Maps.uplink(skb.ifindex()) else {
         return NEXT;
     };
-    skb.pull_headers();
+    let skb = skb.pulled();
     let meta = skb.meta();
     let verdict = decide::uplink(&skb.packet(), &meta, uplink, &Maps);
     neighbors::hear(&skb.packet(), &verdict, skb.ifindex(), meta.vlan);
@@ -428,7 +441,7 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     if handed(&skb) {
         return NEXT;
     }
-    skb.pull_headers();
+    let skb = skb.pulled();
     let verdict = decide::host(&skb.packet(), &skb.meta(), &Maps);
     act(&skb, &verdict, 0, Toward::Host)
 }
@@ -467,7 +480,7 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
         }
     }
     let skb = skb.afresh();
-    skb.pull_headers();
+    let skb = skb.pulled();
     let verdict = decide::port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
     if !may_go(&skb, &verdict, id) {
         return over_budget(id);
