@@ -6,7 +6,7 @@
 //! outlive the process that made them.
 
 use crate::{
-    verdict::Reason,
+    verdict::{Error, Reason},
     wire::{Ipv4, Ipv6, Mac, Words6},
 };
 
@@ -368,12 +368,28 @@ pub struct Traffic {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// ICMP errors about its packets, and packets for it.
-    pub errors: u64,
+    /// Time exceeded, about its packets and packets for it.
+    pub time_exceeded: u64,
+    /// Fragmentation needed and packet too big, likewise.
+    pub too_big: u64,
+    /// Unreachable, likewise.
+    pub unreachable: u64,
     /// Events.
     pub events: u64,
     /// Neighbors that the kernel is to look for or to remember.
     pub neighbors: u64,
+}
+
+impl Budget {
+    /// That of one kind of ICMP error, which the others do not spend.
+    #[inline(always)]
+    pub fn error(&mut self, error: Error) -> &mut u64 {
+        match error {
+            Error::TimeExceeded => &mut self.time_exceeded,
+            Error::TooBig => &mut self.too_big,
+            Error::HostUnreachable | Error::NoRoute | Error::None => &mut self.unreachable,
+        }
+    }
 }
 
 /// As [`Budget`], for all endpoints together.
@@ -438,7 +454,7 @@ mod tests {
         assert_eq!(size_of::<Uplink>(), 36);
         assert_eq!(size_of::<Near>(), 8192);
         assert_eq!(offset_of!(Uplink, address6), 16);
-        assert_eq!(size_of::<Budget>(), 24);
+        assert_eq!(size_of::<Budget>(), 40);
         assert_eq!(size_of::<SharedBudget>(), 8);
         assert_eq!(size_of::<Neighbor>(), 24);
         assert_eq!(size_of::<Event>(), 120);

@@ -197,9 +197,10 @@ impl Explainer {
 
     fn limits(&self, judged: &Judged<'_>) -> Result<Option<String>> {
         let id = judged.verdict.id;
-        if judged.error && is_machine(id) && run::is_exhausted(&self.pins.maps(), id)? {
+        let error = judged.verdict.error;
+        if judged.error && is_machine(id) && run::is_exhausted(&self.pins.maps(), id, error)? {
             return Ok(Some(
-                "errors about its packets are used up for the moment: none would be sent now"
+                "such errors about its packets are used up for the moment: none would be sent now"
                     .to_owned(),
             ));
         }

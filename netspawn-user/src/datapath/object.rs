@@ -9,7 +9,10 @@ use aya::{
     maps::{MapData, MapInfo},
     programs::{Program, SchedClassifier, Xdp},
 };
-use netspawn_ebpf::abi::{self, map, program};
+use netspawn_ebpf::{
+    abi::{self, map, program},
+    verdict::{Kind, Reason},
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETSPAWN_BPF_OBJECT"));
 
@@ -34,9 +37,17 @@ impl Default for Sizes {
     }
 }
 
-/// Entries of [`map::DROPS`] for each machine, which has one for each reason that it gave.
-/// They take memory when they are used.
-const REASONS_EACH: u32 = 4;
+/// Entries of [`map::DROPS`] for each machine: one for each reason to drop, so that no
+/// machine takes the room of another. They take memory when they are used; what each
+/// costs from the start is a bucket of 16 bytes.
+const REASONS_EACH: u32 = {
+    let (mut reasons, mut at) = (0, 0);
+    while at < Reason::ALL.len() {
+        reasons += matches!(Reason::ALL[at].kind(), Kind::Drop) as u32;
+        at += 1;
+    }
+    reasons
+};
 
 impl Sizes {
     /// The maps whose size is a choice, with it.
@@ -180,5 +191,26 @@ pub fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     match ebpf.program_mut(program::UPLINK_XDP) {
         Some(Program::Xdp(program)) => Ok(program),
         _ => bail!("the BPF object has no XDP program {}", program::UPLINK_XDP),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_have_room_for_every_reason_to_drop() {
+        let reasons = Reason::ALL
+            .iter()
+            .filter(|reason| reason.kind() == Kind::Drop);
+        let sizes = Sizes {
+            machines: 16,
+            addresses: 16,
+        };
+        let drops = sizes
+            .by_map()
+            .into_iter()
+            .find(|(name, _)| *name == map::DROPS);
+        assert_eq!(drops, Some((map::DROPS, 16 * reasons.count() as u32)));
     }
 }

@@ -22,7 +22,7 @@ use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type, bpf_prog_type};
 use netspawn_ebpf::{
     abi::{Budget, Owner, map, program},
     decide::budget,
-    verdict::Reason,
+    verdict::{Error, Reason},
 };
 
 use super::{
@@ -381,14 +381,25 @@ fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
 /// Words of a [`Budget`].
 const BUDGET_WORDS: usize = size_of::<Budget>() / size_of::<u64>();
 
-/// Whether a machine's errors of the live data plane are used up for the moment, so that
+/// Whether a machine's errors of one kind of the live data plane are used up for the moment, so that
 /// none would be made about its packets now.
 ///
 /// # Errors
 /// When the map cannot be read.
-pub fn is_exhausted(folder: &Path, id: Owner) -> Result<bool> {
+pub fn is_exhausted(folder: &Path, id: Owner, error: Error) -> Result<bool> {
     let data = MapData::from_pin(folder.join(map::BUDGETS))?;
     let map: Array<MapData, [u64; BUDGET_WORDS]> = Map::from_map_data(data)?.try_into()?;
-    let [mut errors, ..] = map.get(&id, 0)?;
-    Ok(!budget::take(&mut errors, world::now(), budget::OWN))
+    let [time_exceeded, too_big, unreachable, events, neighbors] = map.get(&id, 0)?;
+    let mut budget = Budget {
+        time_exceeded,
+        too_big,
+        unreachable,
+        events,
+        neighbors,
+    };
+    Ok(!budget::take(
+        budget.error(error),
+        world::now(),
+        budget::OWN,
+    ))
 }

@@ -249,6 +249,30 @@ fn what_may_be_sent_is_not_told() {
     assert_eq!(rig().reports(row, Hook::UplinkIngress, 1), []);
 }
 
+/// Errors of one kind leave those of the others alone.
+#[test]
+fn flood_of_one_error_does_not_keep_others_back() {
+    let row = |rows: Vec<Row>, name: &str| {
+        let found = rows.into_iter().find(|row| row.name == name);
+        found.unwrap_or_else(|| panic!("no row {name}")).frame
+    };
+    let floods = [
+        row(rows::guard::rows(), "G8 TTL 1"),
+        row(rows::guard::rows(), "G8 larger than the path's MTU, IPv4"),
+        row(rows::guard::rows(), "G7 a route that refuses, IPv6"),
+    ];
+    for flood in &floods {
+        let others = floods.iter().filter(|other| *other != flood);
+        let frames = std::iter::repeat_n(flood, 400).chain(others);
+        let hook = Hook::PortIngress;
+        let actions = rig().actions(Some(world::WEB), frames.map(|frame| (hook, frame)));
+        let (flood, others) = actions.split_at(400);
+        let told = flood.iter().filter(|code| **code == TC_REDIRECT).count();
+        assert!((50..100).contains(&told), "{told} of a flood");
+        assert_eq!(others, [TC_REDIRECT; 2], "the others are told");
+    }
+}
+
 /// Packets of `WEB` for so many addresses on a link without a router.
 fn to_neighbors(number: std::ops::Range<u8>) -> Vec<Vec<u8>> {
     let frame = |last| {
