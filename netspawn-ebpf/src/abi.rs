@@ -61,6 +61,9 @@ pub mod map {
     /// LRU hash: [`super::Neighbor`] that a machine has made the kernel look for, to a
     /// time (`CLOCK_MONOTONIC`, nanoseconds) until which it may go on (u64).
     pub const ASKED: &str = "asked";
+    /// LRU hash: [`super::Flow`] of the host's to when it last sent (`CLOCK_MONOTONIC`,
+    /// nanoseconds, u64). Written under `host = "deny"` alone.
+    pub const HOST_FLOWS: &str = "host_flows";
     /// Ring buffer of [`super::Event`].
     pub const EVENTS: &str = "events";
     /// Devmap hash: ifindex of a port to itself, for XDP forwarding; of those ports alone
@@ -68,10 +71,10 @@ pub mod map {
     pub const XDP_PORTS: &str = "xdp_ports";
 
     /// Every map of this version.
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 24] = [
         ADDRS4, ADDRS6, PREFIXES4, PREFIXES6, SOURCES4, SOURCES6, ENDPOINTS, PORTS, UPLINKS,
         ROUTES4, ROUTES6, NEXTHOPS, NEAR, SETTINGS, COUNTS, TRAFFIC, DROPS, BUDGETS, SHARED,
-        STATIONS, ASKED, EVENTS, XDP_PORTS,
+        STATIONS, ASKED, HOST_FLOWS, EVENTS, XDP_PORTS,
     ];
 }
 
@@ -117,6 +120,8 @@ pub const MAX_NEXTHOPS: u32 = 1_024;
 /// Entries of [`map::STATIONS`] and [`map::ASKED`] each. The kernel has room for 1,024
 /// neighbors of a family (`gc_thresh3`), unless told otherwise.
 pub const MAX_NEIGHBORS: u32 = 4_096;
+/// Entries of [`map::HOST_FLOWS`].
+pub const MAX_HOST_FLOWS: u32 = 16_384;
 /// Entries of [`map::ROUTES4`] and [`map::ROUTES6`] each; a host with more
 /// routes on its uplinks is served through the kernel's own look-up.
 pub const MAX_ROUTES: u32 = 16_384;
@@ -314,6 +319,14 @@ pub struct NextHop {
 
 /// An address on a link, as [`neighbor`] makes it.
 pub type Neighbor = [u64; 3];
+
+/// What the host exchanges with a machine: its address and the machine's (IPv4 ones as
+/// IPv4-mapped), and in one word, host order, the protocol from bit 32 on, the host's port
+/// or the identifier of its echo requests from bit 16 on, and the machine's port.
+pub type Flow = [u64; 5];
+
+/// None: no protocol is 0 here.
+pub const NO_FLOW: Flow = [0; 5];
 
 /// Instead of an 802.1Q id: a machine of this host, rather than a station.
 pub const MACHINE: u32 = 1 << 16;

@@ -107,7 +107,7 @@ reasons! {
     RogueDhcp = Drop, "rogue_dhcp";
     /// Tenants differ.
     TenantIsolation = Drop, "tenant_isolation";
-    /// Machines may not reach the host.
+    /// Machines may not reach the host, but for answers.
     HostDenied = Drop, "host_denied";
     /// A tagged frame from a machine.
     Vlan = Drop, "vlan";
@@ -236,7 +236,8 @@ pub struct Verdict<'a> {
     pub from: Owner,
     /// `Deliver`: the machine's endpoint.
     pub endpoint: Option<&'a Endpoint>,
-    /// `Out`, `ToHost`: the way.
+    /// `Out`, `ToHost`: the way. `Drop` of what the host is not to get: the way that it
+    /// would go, `None` or a refusing one for straight to the stack.
     pub hop: Option<&'a NextHop>,
     /// `Arp`, `Ndp`: who answers. `Pass`: the Ethernet destination that the frame is given,
     /// 0 to leave it.
@@ -315,6 +316,16 @@ impl<'a> Verdict<'a> {
         Verdict {
             id,
             ..Self::new(Action::Drop, reason)
+        }
+    }
+
+    /// Dropped because machines may not reach the host, unless it answers what the host has
+    /// begun ([`crate::decide::reply`]).
+    #[inline(always)]
+    pub const fn denied(id: Owner, hop: Option<&'a NextHop>) -> Self {
+        Verdict {
+            hop,
+            ..Self::drop(Reason::HostDenied, id)
         }
     }
 

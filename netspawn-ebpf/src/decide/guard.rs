@@ -61,10 +61,10 @@ fn may_hide_discovery(ip: &Ip6) -> bool {
 /// leaves by, which satisfies every `rp_filter`.
 #[inline(always)]
 fn to_host<'a, T: Tables>(id: Owner, back: Option<&'a NextHop>, tables: &T) -> Verdict<'a> {
-    if tables.settings().flags & settings_flag::HOST_DENY != 0 {
-        return Verdict::drop(Reason::HostDenied, id);
-    }
     match back {
+        Some(hop) if tables.settings().flags & settings_flag::HOST_DENY != 0 => {
+            Verdict::denied(id, Some(hop))
+        }
         // The host has a route of its own to the machine, through this port or the
         // bridge that the port is in: its stack expects the packet there.
         Some(hop) if hop.flags & nexthop_flag::REFUSED != 0 => Verdict::pass(Reason::ForHost),
@@ -364,7 +364,7 @@ where
             return drop(Reason::LinkLocal);
         }
         return if tables.settings().flags & settings_flag::HOST_DENY != 0 {
-            drop(Reason::HostDenied)
+            Verdict::denied(id, None)
         } else {
             Verdict::pass(Reason::ForHost)
         };

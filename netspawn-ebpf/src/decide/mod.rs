@@ -7,6 +7,7 @@ pub mod forward;
 pub mod guard;
 pub mod ndp;
 pub mod neighbor;
+pub mod reply;
 
 use crate::abi::{Endpoint, HOST, NOBODY, Owner, Uplink, endpoint_flag};
 use crate::tables::Tables;

@@ -13,9 +13,9 @@ use aya_ebpf::{
 use netspawn_ebpf::{
     abi::{
         Budget, COUNTS_ENTRIES, DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, EVENTS_SIZE,
-        Endpoint, EndpointEntry, MAX_NEIGHBORS, MAX_NEXTHOPS, MAX_ROUTES, MAX_XDP_PORTS, NOBODY,
-        Near, Neighbor, NextHop, Owner, Settings, SharedBudget, Traffic, UPLINK_PROBES,
-        UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
+        Endpoint, EndpointEntry, Flow, MAX_HOST_FLOWS, MAX_NEIGHBORS, MAX_NEXTHOPS, MAX_ROUTES,
+        MAX_XDP_PORTS, NOBODY, Near, Neighbor, NextHop, Owner, Settings, SharedBudget, Traffic,
+        UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
     },
     tables::Tables,
     wire::{Ipv4, Words6},
@@ -68,6 +68,8 @@ pub static SHARED: Array<SharedBudget> = Array::with_max_entries(1, 0);
 pub static STATIONS: LruHashMap<Neighbor, u8> = LruHashMap::with_max_entries(MAX_NEIGHBORS, 0);
 #[map(name = "asked")]
 pub static ASKED: LruHashMap<Neighbor, u64> = LruHashMap::with_max_entries(MAX_NEIGHBORS, 0);
+#[map(name = "host_flows")]
+pub static HOST_FLOWS: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(MAX_HOST_FLOWS, 0);
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_SIZE, 0);
 // New ports come before old ones go.

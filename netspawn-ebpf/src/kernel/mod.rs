@@ -4,6 +4,7 @@ mod counters;
 mod debug;
 mod error;
 mod events;
+mod flows;
 mod maps;
 mod neighbors;
 mod packet;

@@ -14,8 +14,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use netspawn_ebpf::{
-    abi::{Endpoint, MARK, NO_NEIGHBOR, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag},
-    decide::{self, Meta, error::Toward, neighbor::sought},
+    abi::{
+        Endpoint, MARK, NO_NEIGHBOR, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
+        settings_flag,
+    },
+    decide::{self, Meta, error::Toward, neighbor::sought, reply::let_in},
     rewrite,
     tables::Tables as _,
     verdict::{Action, Error, Family, Reason, Verdict, word_mac},
@@ -27,7 +30,7 @@ use netspawn_ebpf::{
 };
 
 use super::{
-    counters, debug, error, events,
+    counters, debug, error, events, flows,
     maps::{Maps, PORTS},
     neighbors,
     packet::Packet,
@@ -443,6 +446,11 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     }
     let skb = skb.pulled();
     let verdict = decide::host(&skb.packet(), &skb.meta(), &Maps);
+    if matches!(verdict.action, Action::Deliver)
+        && Maps.settings().flags & settings_flag::HOST_DENY != 0
+    {
+        flows::note(&skb.packet());
+    }
     act(&skb, &verdict, 0, Toward::Host)
 }
 
@@ -481,7 +489,10 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
     }
     let skb = skb.afresh();
     let skb = skb.pulled();
-    let verdict = decide::port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
+    let mut verdict = decide::port(&skb.packet(), &skb.meta(), id, endpoint, &Maps);
+    if matches!(verdict.reason, Reason::HostDenied) && flows::answers(skb.raw, &skb.packet()) {
+        verdict = let_in(&verdict);
+    }
     if !may_go(&skb, &verdict, id) {
         return over_budget(id);
     }

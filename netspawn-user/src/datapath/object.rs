@@ -127,7 +127,7 @@ pub fn load_logging(pins: Option<&Path>, sizes: Sizes, log: bool) -> Result<Ebpf
 }
 
 /// The maps that programs write. All others they only read.
-pub const WRITTEN: [&str; 8] = [
+pub const WRITTEN: [&str; 9] = [
     map::COUNTS,
     map::TRAFFIC,
     map::DROPS,
@@ -135,6 +135,7 @@ pub const WRITTEN: [&str; 8] = [
     map::SHARED,
     map::STATIONS,
     map::ASKED,
+    map::HOST_FLOWS,
     map::EVENTS,
 ];
 

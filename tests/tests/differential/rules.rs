@@ -638,7 +638,7 @@ pub const RULES: &[Rule] = &[
             case.on_uplink()
                 && case.drops(Reason::MartianSource)
                 && case.is_v4()
-                && case.bytes(26..30) == abi::GATEWAY4
+                && case.bytes(26..30) == GATEWAY4
                 && case.kernel_alone()
         },
     },
