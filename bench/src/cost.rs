@@ -244,6 +244,8 @@ fn programs(addresses: u32, prefixes: u32) -> Result<Programs> {
         mtu: 1500,
         src_mac: UPLINK,
         dst_mac: STATION,
+        uplink: IFINDEX,
+        pad: 0,
     };
     // Machine to machine needs a second one.
     let count = addresses.max(2);

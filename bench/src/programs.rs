@@ -18,7 +18,7 @@ use aya::{
 };
 use ipnet::IpNet;
 use netspawn_ebpf::{
-    abi::{self, Budget, NextHop, Owner, Settings, Traffic, Uplink, map, program},
+    abi::{self, Budget, NextHop, Owner, Settings, SharedBudget, Traffic, Uplink, map, program},
     verdict::Reason,
     wire::{Ipv4, Ipv6},
 };
@@ -197,13 +197,14 @@ impl Programs {
         Ok(events::take(&mut ring))
     }
 
-    /// Lets every endpoint cause errors and events again.
+    /// Lets every endpoint cause errors and events again, and have neighbors looked for.
     pub fn refill_budgets(&mut self) -> Result<()> {
         let mut map: Array<&mut MapData, Value<Budget>> = open!(self, map::BUDGETS);
         for id in 0..map.len() {
             map.set(id, Value(Budget::default()), 0)?;
         }
-        Ok(())
+        let mut map: Array<&mut MapData, Value<SharedBudget>> = open!(self, map::SHARED);
+        Ok(map.set(0, Value(SharedBudget::default()), 0)?)
     }
 
     /// Lets an endpoint cause errors and events again.

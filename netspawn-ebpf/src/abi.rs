@@ -6,7 +6,7 @@
 //! outlive the process that made them.
 
 use crate::{
-    verdict::Reason,
+    verdict::{Error, Reason},
     wire::{Ipv4, Ipv6, Mac, Words6},
 };
 
@@ -54,6 +54,16 @@ pub mod map {
     pub const DROPS: &str = "drops";
     /// Array: endpoint id to [`super::Budget`].
     pub const BUDGETS: &str = "budgets";
+    /// Array of one [`super::SharedBudget`].
+    pub const SHARED: &str = "shared";
+    /// LRU hash: [`super::Neighbor`] that was heard in ARP or ND on an uplink, to 1.
+    pub const STATIONS: &str = "stations";
+    /// LRU hash: [`super::Neighbor`] that a machine has made the kernel look for, to a
+    /// time (`CLOCK_MONOTONIC`, nanoseconds) until which it may go on (u64).
+    pub const ASKED: &str = "asked";
+    /// LRU hash: [`super::Flow`] of the host's to when it last sent (`CLOCK_MONOTONIC`,
+    /// nanoseconds, u64). Written under `host = "deny"` alone.
+    pub const HOST_FLOWS: &str = "host_flows";
     /// Ring buffer of [`super::Event`].
     pub const EVENTS: &str = "events";
     /// Devmap hash: ifindex of a port to itself, for XDP forwarding; of those ports alone
@@ -61,10 +71,10 @@ pub mod map {
     pub const XDP_PORTS: &str = "xdp_ports";
 
     /// Every map of this version.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 24] = [
         ADDRS4, ADDRS6, PREFIXES4, PREFIXES6, SOURCES4, SOURCES6, ENDPOINTS, PORTS, UPLINKS,
-        ROUTES4, ROUTES6, NEXTHOPS, NEAR, SETTINGS, COUNTS, TRAFFIC, DROPS, BUDGETS, EVENTS,
-        XDP_PORTS,
+        ROUTES4, ROUTES6, NEXTHOPS, NEAR, SETTINGS, COUNTS, TRAFFIC, DROPS, BUDGETS, SHARED,
+        STATIONS, ASKED, HOST_FLOWS, EVENTS, XDP_PORTS,
     ];
 }
 
@@ -107,6 +117,11 @@ pub const fn uplink_slot(ifindex: u32, probe: u32) -> u32 {
 
 /// Entries of [`map::NEXTHOPS`].
 pub const MAX_NEXTHOPS: u32 = 1_024;
+/// Entries of [`map::STATIONS`] and [`map::ASKED`] each. The kernel has room for 1,024
+/// neighbors of a family (`gc_thresh3`), unless told otherwise.
+pub const MAX_NEIGHBORS: u32 = 4_096;
+/// Entries of [`map::HOST_FLOWS`].
+pub const MAX_HOST_FLOWS: u32 = 16_384;
 /// Entries of [`map::ROUTES4`] and [`map::ROUTES6`] each; a host with more
 /// routes on its uplinks is served through the kernel's own look-up.
 pub const MAX_ROUTES: u32 = 16_384;
@@ -271,6 +286,9 @@ pub mod nexthop_flag {
     /// The route refuses (unreachable, blackhole, prohibit), or leads to what is not
     /// an uplink.
     pub const REFUSED: u32 = 1 << 1;
+    /// The route has no router: each destination is a neighbor that the kernel keeps an
+    /// entry for.
+    pub const ON_LINK: u32 = 1 << 2;
     /// Bits from here on: the 802.1Q id that the interface itself puts on frames, 0
     /// for an uplink.
     pub const VLAN_SHIFT: u32 = 16;
@@ -293,6 +311,34 @@ pub struct NextHop {
     pub src_mac: Mac,
     /// Link-layer address of the router; meaningless unless `RESOLVED`.
     pub dst_mac: Mac,
+    /// ifindex of the uplink, also where `ifindex` is that of a VLAN interface on it.
+    pub uplink: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// An address on a link, as [`neighbor`] makes it.
+pub type Neighbor = [u64; 3];
+
+/// What the host exchanges with a machine: its address and the machine's (IPv4 ones as
+/// IPv4-mapped), and in one word, host order, the protocol from bit 32 on, the host's port
+/// or the identifier of its echo requests from bit 16 on, and the machine's port.
+pub type Flow = [u64; 5];
+
+/// None: no protocol is 0 here.
+pub const NO_FLOW: Flow = [0; 5];
+
+/// Instead of an 802.1Q id: a machine of this host, rather than a station.
+pub const MACHINE: u32 = 1 << 16;
+
+/// Nobody: no address is unspecified.
+pub const NO_NEIGHBOR: Neighbor = [0; 3];
+
+/// The address (IPv4 ones as IPv4-mapped) of a neighbor behind an interface, by the 802.1Q
+/// id of its frames there, 0 for untagged.
+#[inline(always)]
+pub const fn neighbor(address: &Words6, ifindex: u32, vlan: u32) -> Neighbor {
+    [address[0], address[1], (ifindex as u64) << 32 | vlan as u64]
 }
 
 /// Bits of [`Settings::flags`].
@@ -335,10 +381,36 @@ pub struct Traffic {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// ICMP errors about its packets, and packets for it.
-    pub errors: u64,
+    /// Time exceeded, about its packets and packets for it.
+    pub time_exceeded: u64,
+    /// Fragmentation needed and packet too big, likewise.
+    pub too_big: u64,
+    /// Unreachable, likewise.
+    pub unreachable: u64,
     /// Events.
     pub events: u64,
+    /// Neighbors that the kernel is to look for or to remember.
+    pub neighbors: u64,
+}
+
+impl Budget {
+    /// That of one kind of ICMP error, which the others do not spend.
+    #[inline(always)]
+    pub fn error(&mut self, error: Error) -> &mut u64 {
+        match error {
+            Error::TimeExceeded => &mut self.time_exceeded,
+            Error::TooBig => &mut self.too_big,
+            Error::HostUnreachable | Error::NoRoute | Error::None => &mut self.unreachable,
+        }
+    }
+}
+
+/// As [`Budget`], for all endpoints together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SharedBudget {
+    /// Neighbors that the kernel is to look for or to remember.
+    pub neighbors: u64,
 }
 
 /// Bytes of the frame in an [`Event`]: an advertisement with its option, and more.
@@ -395,10 +467,12 @@ mod tests {
         assert_eq!(size_of::<Uplink>(), 36);
         assert_eq!(size_of::<Near>(), 8192);
         assert_eq!(offset_of!(Uplink, address6), 16);
-        assert_eq!(size_of::<Budget>(), 16);
+        assert_eq!(size_of::<Budget>(), 40);
+        assert_eq!(size_of::<SharedBudget>(), 8);
+        assert_eq!(size_of::<Neighbor>(), 24);
         assert_eq!(size_of::<Event>(), 120);
         assert_eq!(offset_of!(Event, frame), 24);
-        assert_eq!(size_of::<NextHop>(), 32);
+        assert_eq!(size_of::<NextHop>(), 40);
         assert_eq!(offset_of!(NextHop, src_mac), 20);
         assert_eq!(size_of::<Settings>(), 4);
         assert_eq!(size_of::<Traffic>(), 32);

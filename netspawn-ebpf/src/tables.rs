@@ -15,6 +15,10 @@ pub trait Tables {
     fn owner4(&self, address: &Ipv4) -> Owner;
     /// As [`Tables::owner4`].
     fn owner6(&self, address: &Words6) -> Owner;
+    /// Whether an endpoint owns an address by itself, rather than inside a prefix.
+    fn is_single4(&self, id: Owner, address: &Ipv4) -> bool;
+    /// As [`Tables::is_single4`].
+    fn is_single6(&self, id: Owner, address: &Words6) -> bool;
     /// False where nobody can own the address, at less than a look-up; true says
     /// nothing.
     fn is_near4(&self, address: &Ipv4) -> bool;

@@ -88,7 +88,7 @@ reasons! {
     AddressConflict = Pass, "address_conflict";
     /// IPv4 header length, total length, version or checksum is wrong.
     BadHeader = Drop, "bad_header";
-    /// Source is owned, multicast, loopback or the destination itself.
+    /// Source is owned, multicast, loopback, the machines' gateway or the destination itself.
     MartianSource = Drop, "martian_source";
     /// Destination is loopback, unspecified or reserved.
     MartianDestination = Drop, "martian_destination";
@@ -108,7 +108,7 @@ reasons! {
     RogueDhcp = Drop, "rogue_dhcp";
     /// Tenants differ.
     TenantIsolation = Drop, "tenant_isolation";
-    /// Machines may not reach the host.
+    /// Machines may not reach the host, but for answers.
     HostDenied = Drop, "host_denied";
     /// A tagged frame from a machine.
     Vlan = Drop, "vlan";
@@ -124,6 +124,8 @@ reasons! {
     WrongGateway = Drop, "wrong_gateway";
     /// No route of the host leads there.
     NoRoute = Drop, "no_route";
+    /// A machine has made the host look for more neighbors than it may.
+    NeighborBudget = Drop, "neighbor_budget";
     /// A port that belongs to no machine.
     UnknownPort = Drop, "unknown_port";
     /// A question that is to be left without an answer (DAD of the machine's
@@ -186,7 +188,7 @@ pub enum Error {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// To the stack, unchanged.
+    /// To the stack, unchanged but for the Ethernet destination where the verdict has one.
     Pass,
     /// Dropped.
     Drop,
@@ -237,9 +239,11 @@ pub struct Verdict<'a> {
     pub from: Owner,
     /// `Deliver`: the machine's endpoint.
     pub endpoint: Option<&'a Endpoint>,
-    /// `Out`, `ToHost`: the way.
+    /// `Out`, `ToHost`: the way. `Drop` of what the host is not to get: the way that it
+    /// would go, `None` or a refusing one for straight to the stack.
     pub hop: Option<&'a NextHop>,
-    /// `Arp`, `Ndp`: who answers.
+    /// `Arp`, `Ndp`: who answers. `Pass`: the Ethernet destination that the frame is given,
+    /// 0 to leave it.
     pub mac: MacWord,
     /// `Ndp`: the Ethernet destination of the advertisement.
     pub asker: MacWord,
@@ -289,6 +293,16 @@ impl<'a> Verdict<'a> {
         Self::new(Action::Pass, reason)
     }
 
+    /// To the stack under its own link-layer address: in a bridge, a broadcast or a group's
+    /// frame would go to all ports.
+    #[inline(always)]
+    pub const fn to_stack(reason: Reason, mac: Mac) -> Self {
+        Verdict {
+            mac: mac_word(mac),
+            ..Self::pass(reason)
+        }
+    }
+
     /// To the stack, unchanged: another station claims an address of this
     /// endpoint.
     #[inline(always)]
@@ -305,6 +319,16 @@ impl<'a> Verdict<'a> {
         Verdict {
             id,
             ..Self::new(Action::Drop, reason)
+        }
+    }
+
+    /// Dropped because machines may not reach the host, unless it answers what the host has
+    /// begun ([`crate::decide::reply`]).
+    #[inline(always)]
+    pub const fn denied(id: Owner, hop: Option<&'a NextHop>) -> Self {
+        Verdict {
+            hop,
+            ..Self::drop(Reason::HostDenied, id)
         }
     }
 

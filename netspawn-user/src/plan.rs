@@ -525,6 +525,8 @@ impl Op {
                     "refuse".to_owned()
                 } else if hop.flags & nexthop_flag::RESOLVED != 0 {
                     format!("{} by {}", DisplayMac(hop.dst_mac), names.link(hop.ifindex))
+                } else if hop.flags & nexthop_flag::ON_LINK != 0 {
+                    format!("neighbors on {}", names.link(hop.ifindex))
                 } else {
                     format!("{}, resolved by the kernel", names.link(hop.ifindex))
                 };

@@ -25,16 +25,16 @@ use std::{
 use ipnet::IpNet;
 use netspawn_ebpf::{
     abi::{
-        Endpoint, EndpointEntry, HOST, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS, MAX_XDP_PORTS,
-        NAME_LEN, NextHop, Settings, Uplink, endpoint_flag, nexthop_flag,
+        self, Endpoint, EndpointEntry, HOST, MAX_NEIGHBORS, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS,
+        MAX_XDP_PORTS, NAME_LEN, Neighbor, NextHop, Settings, Uplink, endpoint_flag, nexthop_flag,
     },
-    wire::{Ipv6, Mac},
+    wire::{Ipv6, Mac, words6},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Policy,
-    model::{Declaration, Host, Link, Route, SourceKind},
+    model::{Declaration, Host, Link, Route, SourceKind, Vlan},
     plan::{self, State},
     problem::{Fault, Problem},
     source::Snapshot,
@@ -943,11 +943,10 @@ impl<'a> Resolver<'a> {
         uplinks.contains(&ifindex) || self.vlan_of_uplink(ifindex).is_some()
     }
 
-    /// The 802.1Q id of an interface that is not an uplink, but on one.
-    fn vlan_of_uplink(&self, ifindex: u32) -> Option<u16> {
+    /// The VLAN of an interface that is not an uplink, but on one.
+    fn vlan_of_uplink(&self, ifindex: u32) -> Option<Vlan> {
         let Inputs { host, uplinks, .. } = self.inputs;
-        let vlan = host.links.get(&ifindex)?.vlan?;
-        (!uplinks.contains(&ifindex) && uplinks.contains(&vlan.lower)).then_some(vlan.id)
+        vlan_of_uplink(host, uplinks, ifindex)
     }
 
     fn way(&self, elsewhere: bool, route: &Route) -> Way {
@@ -956,6 +955,7 @@ impl<'a> Resolver<'a> {
             .and_then(|ifindex| self.inputs.host.links.get(&ifindex));
         match link {
             Some(link) if !elsewhere && !route.refused => Way {
+                on_link: route.gateway.is_none(),
                 ifindex: link.ifindex,
                 gateway: route.gateway,
                 mtu: route.mtu.unwrap_or(link.mtu).min(link.mtu),
@@ -965,7 +965,8 @@ impl<'a> Resolver<'a> {
     }
 
     /// Leaves more routes of a family than fit to the kernel: an unresolved
-    /// next hop makes it look the way up.
+    /// next hop makes it look the way up. Those without a router are kept, because what
+    /// goes there costs machines their budget of neighbors.
     fn limit_routes(&mut self, ways: &mut BTreeMap<IpNet, Way>, v4: bool) {
         let family = |destination: &IpNet| destination.addr().is_ipv4() == v4;
         let count = ways
@@ -986,7 +987,12 @@ impl<'a> Resolver<'a> {
             .filter(|ifindex| *ifindex != 0)
             .or_else(|| self.inputs.uplinks.first().copied())
             .unwrap_or(0);
-        ways.retain(|destination, _| !family(destination));
+        let mut room = MAX_ROUTES - 1;
+        ways.retain(|destination, way| {
+            let keep = way.on_link && room > 0 && *destination != default;
+            room -= u32::from(keep && family(destination));
+            keep || !family(destination)
+        });
         ways.insert(default, self.unresolved(uplink));
         self.problem(
             Path::new(""),
@@ -1003,6 +1009,7 @@ impl<'a> Resolver<'a> {
     fn unresolved(&self, ifindex: u32) -> Way {
         match self.inputs.host.links.get(&ifindex) {
             Some(link) => Way {
+                on_link: false,
                 ifindex,
                 gateway: None,
                 mtu: link.mtu,
@@ -1019,7 +1026,13 @@ impl<'a> Resolver<'a> {
     ) -> (BTreeMap<IpNet, u32>, BTreeMap<u32, NextHop>) {
         // Ways that find no room are left to the kernel, uplink by uplink.
         let reserved = self.inputs.uplinks.len() + 1;
-        let mut distinct: BTreeSet<Way> = BTreeSet::new();
+        // Those on the link are few, and come first, see `limit_routes`.
+        let mut distinct: BTreeSet<Way> = ways
+            .values()
+            .filter(|way| way.on_link)
+            .take(MAX_NEXTHOPS as usize - reserved)
+            .copied()
+            .collect();
         for way in ways.values_mut() {
             let room = distinct.len() + reserved < MAX_NEXTHOPS as usize;
             if !room && !distinct.contains(way) {
@@ -1095,10 +1108,15 @@ impl<'a> Resolver<'a> {
             ifindex: way.ifindex,
             mtu: way.mtu,
             src_mac: link.mac,
+            uplink: way.ifindex,
             ..NextHop::default()
         };
         if let Some(vlan) = self.vlan_of_uplink(way.ifindex) {
-            hop.flags |= u32::from(vlan) << nexthop_flag::VLAN_SHIFT;
+            hop.flags |= u32::from(vlan.id) << nexthop_flag::VLAN_SHIFT;
+            hop.uplink = vlan.lower;
+        }
+        if way.on_link {
+            hop.flags |= nexthop_flag::ON_LINK;
         }
         if let Some(mac) = way
             .gateway
@@ -1112,9 +1130,39 @@ impl<'a> Resolver<'a> {
     }
 }
 
+/// The VLAN of an interface that is not an uplink, but on one.
+fn vlan_of_uplink(host: &Host, uplinks: &BTreeSet<u32>, ifindex: u32) -> Option<Vlan> {
+    let vlan = host.links.get(&ifindex)?.vlan?;
+    (!uplinks.contains(&ifindex) && uplinks.contains(&vlan.lower)).then_some(vlan)
+}
+
+/// The neighbors on uplinks, and on VLANs on them, whose link-layer address the kernel
+/// has, as far as there is room for them.
+pub fn neighbors(host: &Host, uplinks: &BTreeSet<u32>) -> BTreeSet<Neighbor> {
+    let known = host.neighbors.iter().filter(|known| known.mac.is_some());
+    known
+        .filter_map(|known| {
+            let (uplink, vlan) = match vlan_of_uplink(host, uplinks, known.ifindex) {
+                Some(vlan) => (vlan.lower, vlan.id),
+                None if uplinks.contains(&known.ifindex) => (known.ifindex, 0),
+                None => return None,
+            };
+            let address = match known.address {
+                IpAddr::V4(address) => address.to_ipv6_mapped(),
+                IpAddr::V6(address) => address,
+            };
+            let address = words6(&address.octets());
+            Some(abi::neighbor(&address, uplink, vlan.into()))
+        })
+        .take(MAX_NEIGHBORS as usize)
+        .collect()
+}
+
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Way {
+    /// Every destination is a neighbor.
+    on_link: bool,
     /// 0 where it is refused.
     ifindex: u32,
     gateway: Option<IpAddr>,
@@ -1123,6 +1171,7 @@ struct Way {
 
 impl Way {
     const REFUSED: Way = Way {
+        on_link: false,
         ifindex: 0,
         gateway: None,
         mtu: 0,

@@ -14,7 +14,7 @@ use crate::build::target_dir;
 const DOCUMENT: &str = "docs/protocol.md";
 
 /// Every row there is: a letter for the table, and the numbers of its rows.
-const ROWS: [(&str, &[&str], &str); 6] = [
+const ROWS: [(&str, &[&str], &str); 7] = [
     (
         "A",
         &["1", "2", "3", "4", "5", "6", "6b", "7"],
@@ -41,6 +41,7 @@ const ROWS: [(&str, &[&str], &str); 6] = [
         "Forwarding, port to anywhere",
     ),
     ("M", &["1", "2", "3"], "Announcements and group membership"),
+    ("U", &["3"], "Ports without a machine"),
 ];
 
 /// Where tests record what they hold.

@@ -25,6 +25,12 @@ fn parse<F: Frame + ?Sized>(frame: &F) -> Option<(ArpHdr, bool)> {
     }
 }
 
+/// The address that the sender of a message gives as its own.
+#[inline(always)]
+pub(super) fn sender<F: Frame + ?Sized>(frame: &F) -> Option<Ipv4> {
+    Some(parse(frame)?.0.spa)
+}
+
 #[inline(always)]
 fn answer<'a>(arp: &ArpHdr, eth: &EthHdr, mac: [u8; 6]) -> Verdict<'a> {
     Verdict::arp(mac, arp.sha != eth.src_addr)

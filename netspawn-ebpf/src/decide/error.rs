@@ -194,38 +194,3 @@ where
         address
     }
 }
-
-/// Time between two errors, or events, of an endpoint that has used up its burst.
-const INTERVAL: u64 = 10_000_000;
-/// How many may follow each other at once.
-const BURST: u64 = 50;
-
-/// Takes one from a token bucket of 100 a second and 50 at once, kept as the time at
-/// which it is full again; whether there was one. Two CPUs may take the same one.
-#[inline(always)]
-pub fn take(full_at: &mut u64, now: u64) -> bool {
-    let from = if *full_at < now { now } else { *full_at };
-    if from - now > INTERVAL * (BURST - 1) {
-        return false;
-    }
-    *full_at = from + INTERVAL;
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bucket_lets_a_burst_through_and_then_a_steady_rate() {
-        let mut full_at = 0;
-        let start = 1_000_000_000_000;
-        let taken = (0..1_000).filter(|_| take(&mut full_at, start)).count();
-        assert_eq!(taken as u64, BURST);
-        let second = (1..=1_000_000u64)
-            .filter(|step| take(&mut full_at, start + step * 1_000))
-            .count();
-        assert_eq!(second, 100);
-        assert!(take(&mut full_at, start + 60_000_000_000));
-    }
-}

@@ -4,12 +4,12 @@ use super::{
     Meta, is_machine,
     offload::{self, Outer, Said},
 };
-use crate::abi::{HOST, NOBODY, NextHop, Owner, endpoint_flag, settings_flag};
+use crate::abi::{GATEWAY4, HOST, NOBODY, NextHop, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
 use crate::verdict::{Error, Family, Reason, Verdict};
 use crate::wire::{
     Frame, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, MIN_FRAME, Words6, checksum, extension, is_link_local6,
-    is_loopback6, is_multicast_or_reserved4, is_multicast6, is_unspecified6, protocol,
+    is_loopback6, is_mapped6, is_multicast_or_broadcast4, is_multicast6, is_unspecified6, protocol,
 };
 
 /// Who sent a packet.
@@ -193,13 +193,15 @@ impl Header for Ipv4Hdr {
         tables.route4(&self.dst_addr)
     }
 
-    /// RFC 1812 5.3.7.
+    /// RFC 1812 5.3.7. The machines' gateway is no station of any network, unlike others of
+    /// its kind (RFC 3927), whom routers answer from.
     #[inline(always)]
     fn is_martian<T: Tables>(&self, tables: &T) -> bool {
         let source: Ipv4 = self.src_addr;
         source[0] == 0
             || source[0] == 127
-            || is_multicast_or_reserved4(&source)
+            || is_multicast_or_broadcast4(&source)
+            || source == GATEWAY4
             || source == self.dst_addr
             || tables.is_near4(&source) && tables.owner4(&source) != NOBODY
     }
@@ -298,6 +300,7 @@ impl Header for Ip6 {
             || is_loopback6(&source)
             || is_multicast6(&source)
             || is_link_local6(&source)
+            || is_mapped6(&source)
             || source == self.destination
             || tables.is_near6(&source) && tables.owner6(&source) != NOBODY
     }

@@ -14,8 +14,8 @@ use crate::abi::{
 use crate::tables::Tables;
 use crate::verdict::{Error, Family, Reason, Verdict};
 use crate::wire::{
-    EthHdr, Frame, Ip6, Ipv4Hdr, L3, L4_V6, is_link_local6, is_loopback6, is_multicast_mac,
-    is_multicast6, is_unspecified6, ndp::kind, protocol, words6,
+    BROADCAST, EthHdr, Frame, Ip6, Ipv4Hdr, Ipv6, L3, L4_V6, Mac, extension, is_link_local6,
+    is_loopback6, is_multicast_mac, is_multicast6, is_unspecified6, ndp::kind, protocol, words6,
 };
 
 /// Bytes of an echo request without data.
@@ -26,13 +26,15 @@ const DHCP4_CLIENT: u16 = 68;
 const DHCP6_CLIENT: u16 = 546;
 const DHCP6_SERVER: u16 = 547;
 
+/// All_DHCP_Relay_Agents_and_Servers (RFC 8415 7.1).
+const DHCP6_SERVERS: Ipv6 = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2];
+const DHCP6_SERVERS_MAC: Mac = [0x33, 0x33, 0, 1, 0, 2];
+
 /// UDP source and destination port, host order.
 #[inline(always)]
-fn udp_ports<F: Frame + ?Sized>(frame: &F, offset: usize) -> (u16, u16) {
-    match frame.read::<[u8; 4]>(offset) {
-        Some([a, b, c, d]) => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
-        None => (0, 0),
-    }
+fn udp_ports<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<(u16, u16)> {
+    let [a, b, c, d] = frame.read::<[u8; 4]>(offset)?;
+    Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
 }
 
 /// What holds for every unicast packet that leaves a machine: it comes from the
@@ -53,18 +55,17 @@ fn link_layer(eth: &EthHdr, endpoint: &Endpoint) -> Result<(), Reason> {
 /// next to nothing else that has such headers does.
 #[inline(always)]
 fn may_hide_discovery(ip: &Ip6) -> bool {
-    // Hop-by-hop, routing, fragment, authentication, destination options.
-    ip.hop_limit == 255 && matches!(ip.next_header, 0 | 43 | 44 | 51 | 60)
+    ip.hop_limit == 255 && extension::is_extension(ip.next_header)
 }
 
 /// Sends a packet to the host by way of the uplink that its source's route
 /// leaves by, which satisfies every `rp_filter`.
 #[inline(always)]
 fn to_host<'a, T: Tables>(id: Owner, back: Option<&'a NextHop>, tables: &T) -> Verdict<'a> {
-    if tables.settings().flags & settings_flag::HOST_DENY != 0 {
-        return Verdict::drop(Reason::HostDenied, id);
-    }
     match back {
+        Some(hop) if tables.settings().flags & settings_flag::HOST_DENY != 0 => {
+            Verdict::denied(id, Some(hop))
+        }
         // The host has a route of its own to the machine, through this port or the
         // bridge that the port is in: its stack expects the packet there.
         Some(hop) if hop.flags & nexthop_flag::REFUSED != 0 => Verdict::pass(Reason::ForHost),
@@ -123,10 +124,11 @@ where
     let ip = H::sound(frame, meta)?;
     let sound = match ip.protocol() {
         // Servers of DHCP send from these ports.
-        protocol::UDP => {
-            let (source, _) = udp_ports(frame, L3 + ip.header_length());
-            source != DHCP4_SERVER && source != DHCP6_SERVER
-        }
+        protocol::UDP => match udp_ports(frame, L3 + ip.header_length()) {
+            Some((source, _)) => source != DHCP4_SERVER && source != DHCP6_SERVER,
+            // It is not in reach yet.
+            None => false,
+        },
         protocol::TCP | protocol::ICMP => true,
         // Neighbor discovery, and what may hide it.
         _ => false,
@@ -189,13 +191,18 @@ where
     let ports = if ip.proto == protocol::UDP && first_fragment {
         udp_ports(frame, L3 + words * 4)
     } else {
-        (0, 0)
+        Some((0, 0))
     };
-    if ip.src_addr == [0; 4] && ports == (DHCP4_CLIENT, DHCP4_SERVER) {
+    // RFC 2131 4.1: without an address there is no other way to send.
+    if ip.src_addr == [0; 4]
+        && ports == Some((DHCP4_CLIENT, DHCP4_SERVER))
+        && ip.dst_addr == [255; 4]
+        && eth.dst_addr == BROADCAST
+    {
         if let Err(reason) = link_layer(eth, endpoint) {
             return drop(reason);
         }
-        return Verdict::pass(Reason::DhcpClient);
+        return Verdict::to_stack(Reason::DhcpClient, endpoint.port_mac);
     }
     if tables.owner4(&ip.src_addr) != id
         && !(routes(endpoint) && tables.may_send4(id, &ip.src_addr))
@@ -205,8 +212,10 @@ where
     if let Err(reason) = link_layer(eth, endpoint) {
         return drop(reason);
     }
-    if ports == (DHCP4_SERVER, DHCP4_CLIENT) {
-        return drop(Reason::RogueDhcp);
+    match ports {
+        Some((DHCP4_SERVER, DHCP4_CLIENT)) => return drop(Reason::RogueDhcp),
+        Some(_) => {}
+        None => return drop(Reason::BadFrame),
     }
     if is_multicast_mac(&eth.dst_addr) || ip.dst_addr[0] >= 224 {
         return drop(Reason::Multicast);
@@ -311,14 +320,27 @@ where
     let link_local = is_link_local6(&ip.source);
     let ports = if ip.next_header == protocol::UDP {
         udp_ports(frame, L4_V6)
+    } else if extension::is_extension(ip.next_header) {
+        match extension::udp_ports(frame, &ip) {
+            // A client's first packets have no extensions.
+            Some((DHCP6_CLIENT, _)) => Some((0, 0)),
+            ports => ports,
+        }
     } else {
-        (0, 0)
+        Some((0, 0))
+    };
+    let Some(ports) = ports else {
+        return drop(Reason::BadFrame);
     };
     if ports == (DHCP6_SERVER, DHCP6_CLIENT) {
         return drop(Reason::RogueDhcp);
     }
-    if link_local && ports == (DHCP6_CLIENT, DHCP6_SERVER) {
-        return Verdict::pass(Reason::DhcpClient);
+    if link_local
+        && ports == (DHCP6_CLIENT, DHCP6_SERVER)
+        && ip.destination == words6(&DHCP6_SERVERS)
+        && eth.dst_addr == DHCP6_SERVERS_MAC
+    {
+        return Verdict::to_stack(Reason::DhcpClient, endpoint.port_mac);
     }
     if is_multicast_mac(&eth.dst_addr) || is_multicast6(&ip.destination) {
         return drop(Reason::Multicast);
@@ -346,7 +368,7 @@ where
             return drop(Reason::LinkLocal);
         }
         return if tables.settings().flags & settings_flag::HOST_DENY != 0 {
-            drop(Reason::HostDenied)
+            Verdict::denied(id, None)
         } else {
             Verdict::pass(Reason::ForHost)
         };

@@ -1,11 +1,14 @@
 //! What is to happen to a frame: one function for each hook.
 
 pub mod arp;
+pub mod budget;
 pub mod error;
 pub mod forward;
 pub mod guard;
 pub mod ndp;
+pub mod neighbor;
 pub mod offload;
+pub mod reply;
 
 use self::offload::{Judged, Said};
 use crate::abi::{Endpoint, HOST, NOBODY, Owner, Uplink, endpoint_flag};

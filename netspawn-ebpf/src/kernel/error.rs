@@ -12,7 +12,10 @@ use aya_ebpf::{
 };
 use netspawn_ebpf::{
     abi::Owner,
-    decide::error::{self, Toward},
+    decide::{
+        budget,
+        error::{self, Toward},
+    },
     rewrite::error::{HEADERS4, HEADERS6, error4, error6, quoted, settle},
     verdict::{Error, Family},
     wire::{Frame, Ip6, Ipv4Hdr, L3, Pod},
@@ -65,7 +68,7 @@ fn make4(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
         return None;
     }
     let source = error::source4(&frame, toward(what), skb.ifindex(), &Maps);
-    if source == [0; 4] || !in_budget(id) {
+    if source == [0; 4] || !in_budget(id, what) {
         return None;
     }
     let ip = frame.read::<Ipv4Hdr>(L3)?;
@@ -89,7 +92,7 @@ fn make6(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
         return None;
     }
     let source = error::source6(&frame, toward(what), skb.ifindex(), &Maps);
-    if source == [0; 2] || !in_budget(id) {
+    if source == [0; 2] || !in_budget(id, what) {
         return None;
     }
     let ip = Ip6::read(&frame)?;
@@ -107,13 +110,13 @@ fn make6(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
 }
 
 #[inline(always)]
-fn in_budget(id: Owner) -> bool {
+fn in_budget(id: Owner, what: u32) -> bool {
     // SAFETY: takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     match BUDGETS.get_ptr_mut(id) {
         // SAFETY: the entry is in the map for as long as the map lives; two CPUs
         // that take the same token let one error too many through.
-        Some(budget) => error::take(unsafe { &mut (*budget).errors }, now),
+        Some(own) => budget::take(unsafe { (*own).error(error_of(what)) }, now, budget::OWN),
         None => false,
     }
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use netspawn_ebpf::{
     abi::{Event, NOBODY, Owner, SNAP_LEN},
-    decide::error::take,
+    decide::budget::{self, take},
     verdict::Reason,
     wire::Frame as _,
 };
@@ -28,7 +28,7 @@ pub fn tell(reason: Reason, endpoint: Owner, ifindex: u32, length: u32, frame: &
     };
     // SAFETY: the entry is in the map for as long as the map lives; two CPUs that
     // take the same token let one event too many through.
-    if !take(unsafe { &mut (*budget).events }, now) {
+    if !take(unsafe { &mut (*budget).events }, now, budget::OWN) {
         return;
     }
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else {

@@ -6,15 +6,16 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
     maps::{
-        Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key,
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key,
         xdp::DevMapHash,
     },
 };
 use netspawn_ebpf::{
     abi::{
         Budget, COUNTS_ENTRIES, DEFAULT_MAX_ADDRESSES, DEFAULT_MAX_MACHINES, DropKey, EVENTS_SIZE,
-        Endpoint, EndpointEntry, MAX_NEXTHOPS, MAX_ROUTES, MAX_XDP_PORTS, NOBODY, Near, NextHop,
-        Owner, Settings, Traffic, UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
+        Endpoint, EndpointEntry, Flow, MAX_HOST_FLOWS, MAX_NEIGHBORS, MAX_NEXTHOPS, MAX_ROUTES,
+        MAX_XDP_PORTS, NOBODY, Near, Neighbor, NextHop, Owner, Settings, SharedBudget, Traffic,
+        UPLINK_PROBES, UPLINK_SLOTS, Uplink, settings_flag, uplink_slot,
     },
     tables::Tables,
     wire::{Ipv4, Words6},
@@ -61,6 +62,14 @@ pub static DROPS: PerCpuHashMap<DropKey, u64> =
     PerCpuHashMap::with_max_entries(DEFAULT_MAX_MACHINES, BPF_F_NO_PREALLOC);
 #[map(name = "budgets")]
 pub static BUDGETS: Array<Budget> = Array::with_max_entries(DEFAULT_MAX_MACHINES, 0);
+#[map(name = "shared")]
+pub static SHARED: Array<SharedBudget> = Array::with_max_entries(1, 0);
+#[map(name = "stations")]
+pub static STATIONS: LruHashMap<Neighbor, u8> = LruHashMap::with_max_entries(MAX_NEIGHBORS, 0);
+#[map(name = "asked")]
+pub static ASKED: LruHashMap<Neighbor, u64> = LruHashMap::with_max_entries(MAX_NEIGHBORS, 0);
+#[map(name = "host_flows")]
+pub static HOST_FLOWS: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(MAX_HOST_FLOWS, 0);
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_SIZE, 0);
 // New ports come before old ones go.
@@ -149,6 +158,18 @@ impl Tables for Maps {
             .get(trie_key6(&mut key, address))
             .copied()
             .unwrap_or(NOBODY)
+    }
+
+    #[inline(always)]
+    fn is_single4(&self, id: Owner, address: &Ipv4) -> bool {
+        // SAFETY: values are single words, which are replaced as a whole.
+        unsafe { ADDRS4.get(key4(address)) }.is_some_and(|owner| *owner == id)
+    }
+
+    #[inline(always)]
+    fn is_single6(&self, id: Owner, address: &Words6) -> bool {
+        // SAFETY: values are single words, which are replaced as a whole.
+        unsafe { ADDRS6.get(address) }.is_some_and(|owner| *owner == id)
     }
 
     #[inline(always)]

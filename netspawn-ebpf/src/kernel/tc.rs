@@ -14,25 +14,31 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use netspawn_ebpf::{
-    abi::{Endpoint, MARK, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag},
+    abi::{
+        Endpoint, MARK, NO_NEIGHBOR, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
+        settings_flag,
+    },
     decide::{
         self, Meta,
         error::Toward,
+        neighbor::sought,
         offload::{Judged, Said},
+        reply::let_in,
     },
     rewrite,
     tables::Tables as _,
     verdict::{Action, Error, Family, Reason, Verdict, word_mac},
     wire::{
-        EthHdr, Frame as _, FrameMut as _, Ipv6Hdr, L3, L4_V6, MIN_FRAME, ether_type,
+        EthHdr, Frame as _, FrameMut as _, Ipv6Hdr, L3, L4_V6, MIN_FRAME, ether_type, extension,
         ndp::{self, ADVERTISEMENT_FRAME},
         protocol,
     },
 };
 
 use super::{
-    counters, debug, error, events, hidden,
+    counters, debug, error, events, flows, hidden,
     maps::{Maps, PORTS},
+    neighbors,
     packet::Packet,
 };
 
@@ -43,9 +49,9 @@ const DROP: i32 = TC_ACT_SHOT;
 const ETHER_TYPE: usize = offset_of!(EthHdr, ether_type);
 const NEXT_HEADER: usize = L3 + offset_of!(Ipv6Hdr, next_hdr);
 
-/// Bytes that decisions on IP packets read at most: Ethernet and the longest IPv4
-/// header, which is also Ethernet, IPv6 and the start of TCP.
-const HEADERS: u32 = 74;
+/// Bytes that decisions on IP packets read at most, where no extension headers are:
+/// Ethernet, the longest IPv4 header and UDP's, which is also Ethernet, IPv6 and TCP's.
+const HEADERS: u32 = 82;
 
 /// Longest frame of neighbor discovery that is examined, of which every byte is
 /// read for the checksum.
@@ -104,8 +110,14 @@ impl Skb {
         Packet::new(self.data() as usize, self.data_end() as usize)
     }
 
-    /// Brings what decisions read within reach, where a driver left it in
-    /// fragments.
+    /// Brings what decisions read within reach, where a driver left it in fragments. What
+    /// has been read of the packet's place before is of no use afterwards.
+    #[inline(always)]
+    fn pulled(&self) -> Skb {
+        self.pull_headers();
+        self.afresh()
+    }
+
     #[inline(always)]
     fn pull_headers(&self) {
         if !self.lacks(self.len()) {
@@ -115,10 +127,17 @@ impl Skb {
             self.pull(HEADERS);
         }
         let frame = self.packet();
-        let discovery = frame.read::<u16>(ETHER_TYPE) == Some(ether_type::IPV6.to_be())
-            && frame.read::<[u8; 2]>(NEXT_HEADER).map(|[next, _]| next) == Some(protocol::ICMPV6);
-        if discovery && self.len() <= DISCOVERY && self.lacks(self.len()) {
+        if frame.read::<u16>(ETHER_TYPE) != Some(ether_type::IPV6.to_be()) {
+            return;
+        }
+        let Some([next, _]) = frame.read::<[u8; 2]>(NEXT_HEADER) else {
+            return;
+        };
+        let discovery = next == protocol::ICMPV6 && self.len() <= DISCOVERY;
+        if discovery && self.lacks(self.len()) {
             self.pull(self.len());
+        } else if extension::is_extension(next) && self.lacks(extension::REACH) {
+            self.pull(extension::REACH);
         }
     }
 
@@ -347,6 +366,13 @@ fn send_out(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, hop: &NextHop) -> i32 {
     }
 }
 
+/// Whether the kernel may look for the neighbor that it needs for a machine's frame.
+#[inline(always)]
+fn may_go(skb: &Skb, verdict: &Verdict<'_>, id: Owner) -> bool {
+    let neighbor = sought(&skb.packet(), verdict, id, skb.ifindex(), &Maps);
+    neighbor == NO_NEIGHBOR || neighbors::may_seek(id, &neighbor)
+}
+
 /// Lets a frame come in once more, on an uplink, for the host's stack.
 #[inline(always)]
 fn hand_to_host(skb: &Skb, from: Owner, hop: &NextHop) -> i32 {
@@ -403,7 +429,11 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
         return failed();
     }
     match (verdict.action, verdict.endpoint, verdict.hop) {
-        (Action::Pass, ..) => NEXT,
+        (Action::Pass, ..) if verdict.mac == 0 => NEXT,
+        (Action::Pass, ..) => match skb.packet().write(0, word_mac(verdict.mac)) {
+            Some(()) => NEXT,
+            None => failed(),
+        },
         (Action::Arp, ..) => answer_arp(skb, verdict, back),
         (Action::Ndp, ..) => answer_ndp(skb, verdict, back),
         (Action::Echo, ..) => answer_echo(skb, verdict.family, back),
@@ -423,6 +453,15 @@ fn handed(skb: &Skb) -> bool {
     skb.set_mark(0);
     counters::reason(Reason::Handed);
     true
+}
+
+/// Drops a frame for which the kernel would need one more neighbor than its machine may
+/// have it look for. No error is sent: tried again a little later, it goes through.
+#[inline(always)]
+fn over_budget(id: Owner) -> i32 {
+    counters::reason(Reason::NeighborBudget);
+    counters::charge(Reason::NeighborBudget, id);
+    DROP
 }
 
 /// Ingress of an uplink.
@@ -447,9 +486,10 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let Some(uplink) = Maps.uplink(skb.ifindex()) else {
         return NEXT;
     };
-    skb.pull_headers();
+    let skb = skb.pulled();
     let meta = skb.meta();
     let verdict = decide::uplink(&skb.packet(), &meta, uplink, &Maps);
+    neighbors::hear(&skb.packet(), &verdict, skb.ifindex(), meta.vlan);
     act(&skb, &verdict, 0, Toward::Network)
 }
 
@@ -462,9 +502,14 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     if handed(&skb) {
         return NEXT;
     }
-    skb.pull_headers();
+    let skb = skb.pulled();
     let meta = skb.meta();
     let verdict = decide::host(&skb.packet(), &meta, &Maps);
+    if matches!(verdict.action, Action::Deliver)
+        && Maps.settings().flags & settings_flag::HOST_DENY != 0
+    {
+        flows::note(&skb.packet());
+    }
     act(&skb, &verdict, 0, Toward::Host)
 }
 
@@ -500,6 +545,9 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
                 return deliver(&skb, &verdict, other, true);
             }
             (_, Some(hop)) => {
+                if hop.flags & nexthop_flag::ON_LINK != 0 && !may_go(&skb, &verdict, id) {
+                    return over_budget(id);
+                }
                 counters::reason(Reason::ForwardedOut);
                 return send_out(&skb, &verdict, endpoint.vlan, hop);
             }
@@ -507,8 +555,14 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
         }
     }
     let skb = skb.afresh();
-    skb.pull_headers();
+    let skb = skb.pulled();
     let meta = skb.meta();
-    let verdict = decide::port(&skb.packet(), &meta, id, endpoint, &Maps);
+    let mut verdict = decide::port(&skb.packet(), &meta, id, endpoint, &Maps);
+    if matches!(verdict.reason, Reason::HostDenied) && flows::answers(skb.raw, &skb.packet()) {
+        verdict = let_in(&verdict);
+    }
+    if !may_go(&skb, &verdict, id) {
+        return over_budget(id);
+    }
     act(&skb, &verdict, endpoint.vlan, Toward::Machine)
 }

@@ -23,6 +23,7 @@ use netspawn_ebpf::{
 use super::{
     counters, debug, events,
     maps::{Maps, XDP_PORTS},
+    neighbors,
     packet::Packet,
 };
 
@@ -116,6 +117,10 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
     }
     let verdict = decide::uplink(&frame, &meta, uplink, &Maps);
     debug::verdict(verdict.reason, verdict.id, ifindex, meta.length);
+    // What is passed is heard at tc, where tags are known.
+    if matches!(verdict.action, Action::Arp | Action::Ndp) {
+        neighbors::hear(&frame, &verdict, ifindex, 0);
+    }
     match (verdict.action, verdict.endpoint) {
         (Action::Arp, _) => answer_arp(&ctx, &verdict),
         (Action::Ndp, _) => answer_ndp(&ctx, &verdict),

@@ -7,6 +7,7 @@
 use core::mem::offset_of;
 
 pub mod checksum;
+pub mod extension;
 pub mod ndp;
 
 pub use network_types::{
@@ -127,18 +128,6 @@ pub mod protocol {
     pub const MPLS: u8 = 137;
 }
 
-/// Next headers that are extensions of IPv6 (RFC 8200 4).
-pub mod extension {
-    /// Hop-by-hop options.
-    pub const HOP_BY_HOP: u8 = 0;
-    /// Routing.
-    pub const ROUTING: u8 = 43;
-    /// Fragment.
-    pub const FRAGMENT: u8 = 44;
-    /// Destination options.
-    pub const DESTINATION: u8 = 60;
-}
-
 /// Whether a UDP port, in host order, is one of DHCP's (RFC 2131 4.1, RFC 8415 7.2).
 #[inline(always)]
 pub const fn is_dhcp_port(port: u16) -> bool {
@@ -208,17 +197,25 @@ pub const fn is_multicast_mac(mac: &Mac) -> bool {
     mac[0] & 1 != 0
 }
 
-/// Multicast or limited broadcast (224.0.0.0/4 and 240.0.0.0/4, RFC 1112,
-/// RFC 919).
+/// Multicast or limited broadcast (RFC 1112, RFC 919). The rest of 240.0.0.0/4 is neither:
+/// routers of clouds answer from it.
 #[inline(always)]
-pub const fn is_multicast_or_reserved4(address: &Ipv4) -> bool {
-    address[0] >= 224
+pub const fn is_multicast_or_broadcast4(address: &Ipv4) -> bool {
+    address[0] >> 4 == 14 || u32::from_ne_bytes(*address) == u32::MAX
 }
 
 /// ff00::/8 (RFC 4291 2.7).
 #[inline(always)]
 pub const fn is_multicast6(address: &Words6) -> bool {
     address[0].to_ne_bytes()[0] == 0xff
+}
+
+/// ::ffff:0:0/96, an IPv4 address, which is on no link (RFC 4291 2.5.5.2,
+/// draft-itojun-v6ops-v4mapped-harmful).
+#[inline(always)]
+pub const fn is_mapped6(address: &Words6) -> bool {
+    let [a, b, c, d, ..] = address[1].to_ne_bytes();
+    address[0] == 0 && u32::from_ne_bytes([a, b, c, d]) == u32::from_ne_bytes([0, 0, 0xff, 0xff])
 }
 
 /// fe80::/10 (RFC 4291 2.5.6).

@@ -99,6 +99,21 @@ impl Tables for World {
         longest(&self.owners6, bytes6(address)).unwrap_or(NOBODY)
     }
 
+    fn is_single4(&self, id: Owner, address: &Ipv4) -> bool {
+        let single = |(net, length, owner): &(Ipv4, u32, Owner)| {
+            *net == *address && *length == 32 && *owner == id
+        };
+        self.owners4.iter().any(single)
+    }
+
+    fn is_single6(&self, id: Owner, address: &Words6) -> bool {
+        let address = bytes6(address);
+        let single = |(net, length, owner): &(Ipv6, u32, Owner)| {
+            *net == address && *length == 128 && *owner == id
+        };
+        self.owners6.iter().any(single)
+    }
+
     fn is_near4(&self, _address: &Ipv4) -> bool {
         true
     }
@@ -193,7 +208,11 @@ pub fn carry_out(
         frame.truncate(length as usize);
     }
     let done = match verdict.action {
-        Action::Pass => Some(()),
+        Action::Pass if verdict.mac == 0 => Some(()),
+        Action::Pass => {
+            frame[..6].copy_from_slice(&word_mac(verdict.mac));
+            Some(())
+        }
         Action::Drop => return Ok(error_about(world, at, verdict, &frame)),
         Action::Arp => {
             frame.truncate(MIN_FRAME);

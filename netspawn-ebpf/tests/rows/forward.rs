@@ -179,6 +179,29 @@ fn network4() -> Vec<Row> {
         ),
         drop("F7 source broadcast", from([255; 4]), MartianSource, WEB),
         drop(
+            "F7 source multicast, the last one",
+            from([239, 255, 255, 255]),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F7 source is the machines' gateway",
+            from(netspawn_ebpf::abi::GATEWAY4),
+            MartianSource,
+            WEB,
+        ),
+        in4(
+            "F7 source link-local, a router's",
+            from([169, 254, 1, 2]),
+            WEB,
+        ),
+        in4("F7 source reserved, a router's", from([240, 0, 0, 1]), WEB),
+        in4(
+            "F7 source reserved, the last one",
+            from([255, 255, 255, 254]),
+            WEB,
+        ),
+        drop(
             "F7 source loopback",
             from([127, 0, 0, 1]),
             MartianSource,
@@ -352,6 +375,12 @@ fn network6() -> Vec<Row> {
         drop(
             "F7 source link-local (RFC 4291 2.5.6)",
             from(guest_link_local(9)),
+            MartianSource,
+            WEB,
+        ),
+        drop(
+            "F7 source IPv4-mapped (RFC 4291 2.5.5.2)",
+            from([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 203, 0, 113, 200]),
             MartianSource,
             WEB,
         ),

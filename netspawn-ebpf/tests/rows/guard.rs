@@ -61,6 +61,35 @@ fn dhcp6(source: Ipv6, from: u16, to: u16) -> Packet<Ipv6> {
     packet(mac(WEB), [0x33, 0x33, 0, 1, 0, 2], source, ALL_DHCP).with(Inner::Udp(from, to, 60))
 }
 
+/// A UDP header with those ports and some bytes, behind extension headers of eight bytes.
+fn udp_behind(extensions: &[u8], from: u16, to: u16) -> Inner {
+    let mut bytes = Vec::new();
+    for (at, extension) in extensions.iter().enumerate() {
+        let next = extensions.get(at + 1).copied().unwrap_or(17);
+        bytes.extend(match extension {
+            // The first of several.
+            44 => [next, 0, 0, 1, 1, 2, 3, 4],
+            // No segments left.
+            43 => [next, 0, 0, 0, 0, 0, 0, 0],
+            // Padding, or the security parameters' index.
+            _ => [next, 0, 1, 4, 0, 0, 0, 0],
+        });
+    }
+    let [a, b] = from.to_be_bytes();
+    let [c, d] = to.to_be_bytes();
+    bytes.extend([a, b, c, d, 0, 16, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    Inner::Other(extensions[0], bytes)
+}
+
+/// A DHCPv6 server's message.
+fn behind(extensions: &[u8]) -> Inner {
+    udp_behind(extensions, 547, 546)
+}
+
+fn client_behind() -> Inner {
+    udp_behind(&[60], 546, 547)
+}
+
 /// G1, G2.
 fn source() -> Vec<Row> {
     use Reason::*;
@@ -151,17 +180,77 @@ fn source() -> Vec<Row> {
             from6(GATEWAY6, ALL_NODES),
             SpoofedSource,
         ),
-        Row::pass(
-            "G1 DHCPv4 client (RFC 2131 4.1)",
+        Row::to_stack(
+            "U3 DHCPv4 client (RFC 2131 4.1)",
             AT,
             dhcp4([0; 4], 68, 67).frame(),
             DhcpClient,
+            dhcp4([0; 4], 68, 67).via(mac(WEB), port_mac(WEB)).frame(),
         ),
-        Row::pass(
-            "G1 DHCPv6 client (RFC 8415 7.1)",
+        Row::to_stack(
+            "U3 DHCPv6 client (RFC 8415 7.1)",
             AT,
             dhcp6(guest_link_local(WEB), 546, 547).frame(),
             DhcpClient,
+            dhcp6(guest_link_local(WEB), 546, 547)
+                .via(mac(WEB), port_mac(WEB))
+                .frame(),
+        ),
+        drop4(
+            "U3 a DHCPv4 client's packet to another's MAC",
+            dhcp4([0; 4], 68, 67).via(mac(WEB), mac(DB)),
+            SpoofedSource,
+        ),
+        drop4(
+            "U3 a DHCPv4 client's packet to another's address",
+            packet(mac(WEB), BROADCAST, [0; 4], ip4(DB)).with(Inner::Udp(68, 67, 240)),
+            SpoofedSource,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet to another's MAC",
+            dhcp6(guest_link_local(WEB), 546, 547).via(mac(WEB), mac(DB)),
+            Multicast,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet to all nodes",
+            packet(
+                mac(WEB),
+                [0x33, 0x33, 0, 0, 0, 1],
+                guest_link_local(WEB),
+                ALL_NODES,
+            )
+            .with(Inner::Udp(546, 547, 60)),
+            Multicast,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet to another's link-local address",
+            packet(
+                mac(WEB),
+                mac(DB),
+                guest_link_local(WEB),
+                guest_link_local(DB),
+            )
+            .with(Inner::Udp(546, 547, 60)),
+            WrongGateway,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet to another's address",
+            packet(mac(WEB), mac(DB), guest_link_local(WEB), ip6(DB))
+                .with(Inner::Udp(546, 547, 60)),
+            SpoofedSource,
+        ),
+        Row::pass(
+            "U3 a DHCPv6 client's packet to the port's own address",
+            AT,
+            packet(
+                mac(WEB),
+                port_mac(WEB),
+                guest_link_local(WEB),
+                port_link_local(WEB),
+            )
+            .with(Inner::Udp(546, 547, 60))
+            .frame(),
+            ForHost,
         ),
         drop4(
             "G1 a DHCPv4 client with a source not its own",
@@ -212,6 +301,46 @@ fn source() -> Vec<Row> {
             "P7 DHCPv6 server, to a machine",
             to6(ip6(DB)).with(Inner::Udp(547, 546, 60)),
             RogueDhcp,
+        ),
+        drop4(
+            "P7 DHCPv4 server, to a machine, behind forty bytes of IP options",
+            to4(ip4(DB)).with(Inner::Options(40, 67, 68)),
+            RogueDhcp,
+        ),
+        drop6(
+            "P7 DHCPv6 server, to a machine, behind an extension header",
+            to6(ip6(DB)).with(behind(&[60])),
+            RogueDhcp,
+        ),
+        drop6(
+            "P7 DHCPv6 server, to the network, behind all extension headers",
+            to6(FAR6).with(behind(&[0, 60, 43, 44, 51, 60])),
+            RogueDhcp,
+        ),
+        drop6(
+            "P7 DHCPv6 server, in a first fragment",
+            to6(ip6(DB)).with(behind(&[44])),
+            RogueDhcp,
+        ),
+        drop6(
+            "P7 more extension headers than there are kinds",
+            to6(ip6(DB)).with(behind(&[0, 60, 43, 44, 51, 60, 60])),
+            BadFrame,
+        ),
+        drop6(
+            "P7 a first fragment without all headers (RFC 7112)",
+            to6(ip6(DB)).with(Inner::Other(44, vec![17, 0, 0, 1, 1, 2, 3, 4])),
+            BadFrame,
+        ),
+        drop6(
+            "P7 an extension header that is cut short",
+            to6(ip6(DB)).with(Inner::Other(60, vec![17, 0, 1, 4])),
+            BadFrame,
+        ),
+        drop6(
+            "U3 a DHCPv6 client's packet behind an extension header",
+            dhcp6(guest_link_local(WEB), 546, 547).with(client_behind()),
+            Multicast,
         ),
         drop4("G2 IPv4 from another's MAC", spoofed_mac4, SpoofedMac),
         drop6("G2 IPv6 from another's MAC", spoofed_mac6, SpoofedMac),
@@ -415,6 +544,22 @@ fn host() -> Vec<Row> {
             to_uplink6,
         ),
         Row::forward(
+            "G5 from inside its prefix on the link, IPv4",
+            AT,
+            from4(ON_LINK4, HOST4).frame(),
+            ForwardedOut,
+            nobody,
+            from4(ON_LINK4, HOST4).via(mac(WEB), UPLINK).frame(),
+        ),
+        Row::forward(
+            "G5 from inside its prefix on the link, IPv6",
+            AT,
+            from6(ON_LINK6, HOST6).frame(),
+            ForwardedOut,
+            nobody,
+            from6(ON_LINK6, HOST6).via(mac(WEB), UPLINK).frame(),
+        ),
+        Row::forward(
             "G5 via the host, IPv4",
             AT,
             to4(VIRTUAL4).frame(),
@@ -542,6 +687,22 @@ fn outside() -> Vec<Row> {
             ForwardedOut,
             nobody,
             asked6.hop(mac(WEB), port_mac(WEB)).frame(),
+        ),
+        Row::forward(
+            "G7 a neighbor on the link, IPv4",
+            AT,
+            to4(NEIGHBOR4).frame(),
+            ForwardedOut,
+            nobody,
+            to4(NEIGHBOR4).hop(mac(WEB), port_mac(WEB)).frame(),
+        ),
+        Row::forward(
+            "G7 a neighbor on the link, IPv6",
+            AT,
+            to6(NEIGHBOR6).frame(),
+            ForwardedOut,
+            nobody,
+            to6(NEIGHBOR6).hop(mac(WEB), port_mac(WEB)).frame(),
         ),
         tagged_out(
             "G6 by the VLAN's own interface",

@@ -100,6 +100,20 @@ impl Row {
         }
     }
 
+    /// To the stack, as `out`.
+    pub fn to_stack(
+        name: &'static str,
+        at: At,
+        frame: Vec<u8>,
+        reason: Reason,
+        out: Vec<u8>,
+    ) -> Self {
+        Row {
+            out: Some(out),
+            ..Row::pass(name, at, frame, reason)
+        }
+    }
+
     /// Dropped, and charged to a machine.
     pub fn drop(
         name: &'static str,
@@ -209,6 +223,7 @@ impl Row {
 
     /// Whether `BPF_PROG_TEST_RUN` can say what the sender does, of a frame that it takes
     /// (a page less what an skb needs around it).
+    #[allow(dead_code, reason = "for those who run the programs")]
     pub fn can_be_run(&self) -> bool {
         !self.said.partial
             && self.said.gso_type == 0
@@ -217,6 +232,7 @@ impl Row {
     }
 
     /// What the hook knows beside the frame.
+    #[allow(dead_code, reason = "for those who call the library")]
     pub fn meta(&self) -> Meta {
         let meta = Meta::new(&self.frame[..], &self.said);
         Meta {

@@ -372,13 +372,16 @@ fn sums_of_others() -> Vec<Row> {
             WEB,
         )
         .partial(V4 + 8, 4),
-        Row::pass(
+        Row::to_stack(
             "S1 (a) a client of DHCP",
             PORT,
             packet(mac(WEB), [0xff; 6], [0; 4], [255; 4])
                 .with(Inner::Udp(68, 67, 240))
                 .frame(),
             Reason::DhcpClient,
+            packet(mac(WEB), port_mac(WEB), [0; 4], [255; 4])
+                .with(Inner::Udp(68, 67, 240))
+                .frame(),
         )
         .partial(V4, UDP),
         bad(

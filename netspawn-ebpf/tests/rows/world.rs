@@ -52,6 +52,12 @@ pub const REFUSED6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0xde, 0xad, 0, 0, 0, 0, 0, 0, 0,
 /// Behind the interface of `VLAN` on the uplink.
 pub const BEHIND_VLAN4: Ipv4 = [100, 127, 0, 1];
 pub const BEHIND_VLAN6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0x30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// On a link without a router.
+pub const NEIGHBOR4: Ipv4 = [100, 126, 0, 7];
+pub const NEIGHBOR6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0x0e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+/// Inside prefixes of `WEB` on that link.
+pub const ON_LINK4: Ipv4 = [100, 126, 1, 7];
+pub const ON_LINK6: Ipv6 = [0x20, 1, 0xd, 0xb8, 0x0e, 0, 0, 0, 0xab, 0, 0, 0, 0, 0, 0, 7];
 /// On the uplink's network, nobody's.
 pub const FREE4: Ipv4 = [203, 0, 113, 200];
 pub const FREE6: Ipv6 = v6(0x200);
@@ -144,6 +150,7 @@ pub fn prefixes4() -> Vec<(Ipv4, u32, Owner)> {
     all.push(([10, 96, 0, 0], 16, HOST));
     all.push(([198, 18, 0, 0], 24, WEB));
     all.push(([198, 18, 0, 128], 25, DB));
+    all.push(([100, 126, 1, 0], 24, WEB));
     all
 }
 
@@ -158,6 +165,9 @@ pub fn prefixes6() -> Vec<(Ipv6, u32, Owner)> {
     all.push((services, 112, HOST));
     all.push((prefix, 64, WEB));
     all.push((CARVED6, 128, DB));
+    let mut on_link = ON_LINK6;
+    on_link[15] = 0;
+    all.push((on_link, 80, WEB));
     all
 }
 
@@ -192,6 +202,8 @@ pub fn nexthops() -> Vec<NextHop> {
         mtu,
         src_mac: UPLINK,
         dst_mac: ROUTER,
+        uplink: 2,
+        pad: 0,
     };
     let mut stale = hop(nexthop_flag::RESOLVED, 1400);
     stale.deadline = 1;
@@ -203,6 +215,7 @@ pub fn nexthops() -> Vec<NextHop> {
             nexthop_flag::RESOLVED | u32::from(VLAN) << nexthop_flag::VLAN_SHIFT,
             1500,
         ),
+        hop(nexthop_flag::ON_LINK, 1500),
     ]
 }
 
@@ -216,6 +229,7 @@ pub fn routes4() -> Vec<(Ipv4, u32, u32)> {
         // The host's own route to a machine.
         ([198, 18, 0, 128], 25, 2),
         ([100, 127, 0, 0], 16, 3),
+        ([100, 126, 0, 0], 16, 4),
     ]
 }
 
@@ -232,6 +246,7 @@ pub fn routes6() -> Vec<(Ipv6, u32, u32)> {
         (net(REFUSED6), 48, 2),
         (CARVED6, 128, 2),
         (net(BEHIND_VLAN6), 64, 3),
+        (net(NEIGHBOR6), 64, 4),
     ]
 }
 

@@ -197,9 +197,10 @@ impl Explainer {
 
     fn limits(&self, judged: &Judged<'_>) -> Result<Option<String>> {
         let id = judged.verdict.id;
-        if judged.error && is_machine(id) && run::is_exhausted(&self.pins.maps(), id)? {
+        let error = judged.verdict.error;
+        if judged.error && is_machine(id) && run::is_exhausted(&self.pins.maps(), id, error)? {
             return Ok(Some(
-                "errors about its packets are used up for the moment: none would be sent now"
+                "such errors about its packets are used up for the moment: none would be sent now"
                     .to_owned(),
             ));
         }
@@ -213,6 +214,9 @@ fn onward(case: &Case, judged: &Judged<'_>) -> Option<&'static str> {
     match (verdict.action, case.at) {
         (Action::ToHost, _) => Some("the host's stack gets it, marked, and its firewall decides"),
         (Action::Pass, At::Host(_)) => Some("it goes on as the host sent it"),
+        (Action::Pass, _) if judged.verdict.mac != 0 => {
+            Some("the host's stack gets it under its own link-layer address, nobody else does")
+        }
         (Action::Pass, _) => Some("the host's stack gets it unchanged, and its firewall decides"),
         _ => None,
     }

@@ -83,6 +83,7 @@ pub struct Maps {
     counts: PerCpuArray<MapData, u64>,
     traffic: PerCpuArray<MapData, Traffic>,
     drops: PerCpuHashMap<MapData, DropKey, u64>,
+    stations: HashMap<MapData, abi::Neighbor, u8>,
     xdp_ports: DevMapHash<MapData>,
 }
 
@@ -177,6 +178,7 @@ impl Maps {
             counts: open(folder, map::COUNTS)?,
             traffic: open(folder, map::TRAFFIC)?,
             drops: open(folder, map::DROPS)?,
+            stations: open(folder, map::STATIONS)?,
             xdp_ports: open(folder, map::XDP_PORTS)?,
         })
     }
@@ -246,6 +248,21 @@ impl Maps {
         *state.near = self.near.get(&0, 0)?.0;
         state.settings = self.settings.get(&0, 0)?.0;
         Ok(state)
+    }
+
+    /// Says that these neighbors are there, which the programs find out by themselves
+    /// when they hear them.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn know<'a>(
+        &mut self,
+        neighbors: impl IntoIterator<Item = &'a abi::Neighbor>,
+    ) -> Result<(), MapError> {
+        for neighbor in neighbors {
+            self.stations.insert(neighbor, 1, 0)?;
+        }
+        Ok(())
     }
 
     /// Carries out steps in their order. Neighboring new addresses go to the

@@ -9,7 +9,10 @@ use aya::{
     maps::{MapData, MapInfo},
     programs::{Program, SchedClassifier, Xdp},
 };
-use netspawn_ebpf::abi::{self, map, program};
+use netspawn_ebpf::{
+    abi::{self, map, program},
+    verdict::{Kind, Reason},
+};
 
 use super::hidden;
 
@@ -36,9 +39,17 @@ impl Default for Sizes {
     }
 }
 
-/// Entries of [`map::DROPS`] for each machine, which has one for each reason that it gave.
-/// They take memory when they are used.
-const REASONS_EACH: u32 = 4;
+/// Entries of [`map::DROPS`] for each machine: one for each reason to drop, so that no
+/// machine takes the room of another. They take memory when they are used; what each
+/// costs from the start is a bucket of 16 bytes.
+const REASONS_EACH: u32 = {
+    let (mut reasons, mut at) = (0, 0);
+    while at < Reason::ALL.len() {
+        reasons += matches!(Reason::ALL[at].kind(), Kind::Drop) as u32;
+        at += 1;
+    }
+    reasons
+};
 
 impl Sizes {
     /// The maps whose size is a choice, with it.
@@ -131,11 +142,15 @@ pub fn load_logging(pins: Option<&Path>, sizes: Sizes, log: bool) -> Result<Ebpf
 }
 
 /// The maps that programs write. All others they only read.
-pub const WRITTEN: [&str; 5] = [
+pub const WRITTEN: [&str; 9] = [
     map::COUNTS,
     map::TRAFFIC,
     map::DROPS,
     map::BUDGETS,
+    map::SHARED,
+    map::STATIONS,
+    map::ASKED,
+    map::HOST_FLOWS,
     map::EVENTS,
 ];
 
@@ -193,5 +208,26 @@ pub fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     match ebpf.program_mut(program::UPLINK_XDP) {
         Some(Program::Xdp(program)) => Ok(program),
         _ => bail!("the BPF object has no XDP program {}", program::UPLINK_XDP),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_have_room_for_every_reason_to_drop() {
+        let reasons = Reason::ALL
+            .iter()
+            .filter(|reason| reason.kind() == Kind::Drop);
+        let sizes = Sizes {
+            machines: 16,
+            addresses: 16,
+        };
+        let drops = sizes
+            .by_map()
+            .into_iter()
+            .find(|(name, _)| *name == map::DROPS);
+        assert_eq!(drops, Some((map::DROPS, 16 * reasons.count() as u32)));
     }
 }

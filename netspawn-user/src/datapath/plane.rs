@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use netspawn_ebpf::abi::{MAX_XDP_PORTS, program};
+use netspawn_ebpf::abi::{MAX_XDP_PORTS, Neighbor, program};
 
 use super::{
     attach::{PortState, Ports, UplinkProgram, Uplinks, bpf, bpf::Hook},
@@ -78,6 +78,8 @@ pub struct Plane {
     newly_guarded: Vec<(u32, Instant)>,
     /// Whether a port's machine takes XDP frames, where it was found out.
     takes_xdp: BTreeMap<u32, bool>,
+    /// Neighbors that the programs have been told of.
+    known: BTreeSet<Neighbor>,
     /// Ports that need not be looked at for being down.
     raised: BTreeSet<u32>,
     /// Whether this process made it.
@@ -209,6 +211,7 @@ impl Plane {
             guarded: BTreeSet::new(),
             newly_guarded: Vec::new(),
             takes_xdp: BTreeMap::new(),
+            known: BTreeSet::new(),
             fresh,
             others: Vec::new(),
             pins,
@@ -392,6 +395,7 @@ impl Plane {
         if resized {
             self.pins.swap_maps()?;
             self.maps = Maps::open(&self.pins.maps())?;
+            self.known.clear();
         }
         let states = self.ports.dump()?;
         self.guarded = intact(&states, self.guard_id).collect();
@@ -415,6 +419,8 @@ impl Plane {
         let ifindexes = uplinks.map(|uplink| uplink.ifindex).collect();
         let desired = self.resolve(wanted, wanted.host, &ifindexes);
         self.maps.apply(&plan::plan(&self.state, &desired.state))?;
+        self.maps
+            .know(&registry::neighbors(wanted.host, &ifindexes))?;
         self.state = desired.state;
         Ok(())
     }
@@ -491,6 +497,11 @@ impl Plane {
                 return Err(error);
             }
         }
+        let known = registry::neighbors(wanted.host, &ifindexes);
+        self.maps
+            .know(known.difference(&self.known))
+            .context("cannot write the neighbors to the maps")?;
+        self.known = known;
         let before = std::mem::replace(&mut self.state, desired.state.clone());
         for ifindex in before.ports.keys() {
             if !self.state.ports.contains_key(ifindex)
@@ -607,6 +618,8 @@ impl Plane {
         }
         self.guarded.retain(|ifindex| intact.contains(ifindex));
         self.takes_xdp.clear();
+        // Others may have taken the place of those.
+        self.known.clear();
         let found = self.maps.read()?;
         if found != self.state {
             tracing::warn!("somebody else has written to the maps; they are put right");

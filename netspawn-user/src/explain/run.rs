@@ -20,8 +20,9 @@ use aya::{
 };
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type, bpf_prog_type};
 use netspawn_ebpf::{
-    abi::{Owner, map, program},
-    verdict::Reason,
+    abi::{Budget, Owner, map, program},
+    decide::budget,
+    verdict::{Error, Reason},
 };
 
 use super::{
@@ -148,6 +149,9 @@ impl Stage {
                 (program::PORT_INGRESS, ifindex)
             }
         };
+        if let At::Port(id) = case.at {
+            self.refill(id)?;
+        }
         let mut runs = Vec::new();
         // XDP passes what has a tag.
         let xdp = matches!(case.at, At::Uplink(_)) && world.has_xdp(ifindex) && case.tag.is_none();
@@ -230,11 +234,19 @@ impl Stage {
         let charged = keys.first().map(|[endpoint, _]| *endpoint);
         if let Some(id) = charged {
             // The next frame may be answered by an error as well.
-            let map = self.ebpf.map_mut(map::BUDGETS).context("no budgets")?;
-            let mut map = Array::<&mut MapData, [u64; 2]>::try_from(map)?;
-            map.set(id, [0; 2], 0)?;
+            self.refill(id)?;
         }
         Ok(charged)
+    }
+
+    /// What frames before this one have cost an endpoint, and all together, is no matter.
+    fn refill(&mut self, id: Owner) -> Result<()> {
+        let map = self.ebpf.map_mut(map::BUDGETS).context("no budgets")?;
+        let mut map = Array::<&mut MapData, [u64; BUDGET_WORDS]>::try_from(map)?;
+        map.set(id, [0; BUDGET_WORDS], 0)?;
+        let map = self.ebpf.map_mut(map::SHARED).context("no budgets")?;
+        let mut map = Array::<&mut MapData, u64>::try_from(map)?;
+        Ok(map.set(0, 0, 0)?)
     }
 }
 
@@ -366,17 +378,28 @@ fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Whether a machine's errors of the live data plane are used up for the moment, so that
+/// Words of a [`Budget`].
+const BUDGET_WORDS: usize = size_of::<Budget>() / size_of::<u64>();
+
+/// Whether a machine's errors of one kind of the live data plane are used up for the moment, so that
 /// none would be made about its packets now.
 ///
 /// # Errors
 /// When the map cannot be read.
-pub fn is_exhausted(folder: &Path, id: Owner) -> Result<bool> {
+pub fn is_exhausted(folder: &Path, id: Owner, error: Error) -> Result<bool> {
     let data = MapData::from_pin(folder.join(map::BUDGETS))?;
-    let map: Array<MapData, [u64; 2]> = Map::from_map_data(data)?.try_into()?;
-    let [mut errors, _] = map.get(&id, 0)?;
-    Ok(!netspawn_ebpf::decide::error::take(
-        &mut errors,
+    let map: Array<MapData, [u64; BUDGET_WORDS]> = Map::from_map_data(data)?.try_into()?;
+    let [time_exceeded, too_big, unreachable, events, neighbors] = map.get(&id, 0)?;
+    let mut budget = Budget {
+        time_exceeded,
+        too_big,
+        unreachable,
+        events,
+        neighbors,
+    };
+    Ok(!budget::take(
+        budget.error(error),
         world::now(),
+        budget::OWN,
     ))
 }

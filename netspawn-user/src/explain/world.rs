@@ -259,6 +259,16 @@ impl Tables for World {
         self.owner(address6(address))
     }
 
+    fn is_single4(&self, id: Owner, address: &Ipv4) -> bool {
+        let address = IpNet::from(IpAddr::from(*address));
+        self.state.addresses.get(&address) == Some(&id)
+    }
+
+    fn is_single6(&self, id: Owner, address: &Words6) -> bool {
+        let address = IpNet::from(address6(address));
+        self.state.addresses.get(&address) == Some(&id)
+    }
+
     fn is_near4(&self, address: &Ipv4) -> bool {
         self.state.near.has(Near::group4(address))
     }

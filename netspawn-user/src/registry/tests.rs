@@ -693,15 +693,22 @@ fn routes_become_next_hops() {
             mtu: 1500,
             src_mac: ETH0_MAC,
             dst_mac: [2, 0, 0, 0, 0xee, 1],
+            uplink: ETH0,
+            pad: 0,
         }
     );
     let unresolved = NextHop {
         ifindex: ETH0,
         mtu: 1500,
         src_mac: ETH0_MAC,
+        uplink: ETH0,
         ..NextHop::default()
     };
-    assert_eq!(hop("192.0.2.0/24"), unresolved, "on the link");
+    let on_link = NextHop {
+        flags: nexthop_flag::ON_LINK,
+        ..unresolved
+    };
+    assert_eq!(hop("192.0.2.0/24"), on_link, "on the link");
     assert_eq!(hop("::/0"), unresolved, "no neighbor yet");
     assert_eq!(desired.state.routes.len(), 4, "none for link-local");
     assert_eq!(
@@ -803,13 +810,47 @@ fn vlan_interface_of_an_uplink_is_a_way_with_its_id() {
     let desired = world.resolve();
     let hop = |destination: &str| desired.state.nexthops[&desired.state.routes[&net(destination)]];
     assert_eq!(hop("198.51.100.0/24").ifindex, 20);
+    assert_eq!(hop("198.51.100.0/24").uplink, ETH0);
     assert_eq!(hop("198.51.100.0/24").flags >> nexthop_flag::VLAN_SHIFT, 30);
     assert_eq!(hop("100.64.0.0/24").flags, nexthop_flag::REFUSED);
 
     world.uplinks.insert(20);
     let desired = world.resolve();
     let hop = |destination: &str| desired.state.nexthops[&desired.state.routes[&net(destination)]];
-    assert_eq!(hop("198.51.100.0/24").flags, 0, "an uplink of its own");
+    let flags = hop("198.51.100.0/24").flags;
+    assert_eq!(flags, nexthop_flag::ON_LINK, "an uplink of its own");
+    assert_eq!(hop("198.51.100.0/24").uplink, 20);
+}
+
+#[test]
+fn neighbors_on_uplinks_and_their_vlans_are_known() {
+    let mut world = World::new();
+    let link = world.link(20, "eth0.30");
+    link.kind = Some("vlan".to_owned());
+    link.vlan = Some(Vlan {
+        lower: ETH0,
+        id: 30,
+    });
+    let mac = Some([2, 0, 0, 0, 0xee, 7]);
+    let neighbor = |ifindex, address: &str, mac| Neighbor {
+        ifindex,
+        address: address.parse().unwrap(),
+        mac,
+    };
+    world.host.neighbors = vec![
+        neighbor(ETH0, "192.0.2.7", mac),
+        neighbor(ETH0, "192.0.2.8", None),
+        neighbor(20, "2001:db8::7", mac),
+        neighbor(9, "2001:db8::8", mac),
+    ];
+    let words = |address: &str| words6(&address.parse::<Ipv6Addr>().unwrap().octets());
+    assert_eq!(
+        neighbors(&world.host, &world.uplinks),
+        BTreeSet::from([
+            abi::neighbor(&words("::ffff:192.0.2.7"), ETH0, 0),
+            abi::neighbor(&words("2001:db8::7"), ETH0, 30),
+        ])
+    );
 }
 
 #[test]
@@ -841,10 +882,11 @@ fn too_many_routes_are_left_to_the_kernel() {
         });
     }
     let desired = world.resolve();
-    assert_eq!(desired.state.routes.len(), 3, "IPv6 is untouched");
-    let default = desired.state.routes[&"0.0.0.0/0".parse().unwrap()];
-    assert_eq!(desired.state.nexthops[&default].flags, 0);
-    assert_eq!(desired.state.nexthops[&default].ifindex, ETH0);
+    assert_eq!(desired.state.routes.len(), 4, "IPv6 is untouched");
+    let hop = |destination: &str| desired.state.nexthops[&desired.state.routes[&net(destination)]];
+    let default = desired.state.nexthops[&desired.state.routes[&"0.0.0.0/0".parse().unwrap()]];
+    assert_eq!((default.flags, default.ifindex), (0, ETH0));
+    assert_eq!(hop("192.0.2.0/24").flags, nexthop_flag::ON_LINK);
     assert_eq!(desired.problems.len(), 1);
 }
 

@@ -633,6 +633,16 @@ pub const RULES: &[Rule] = &[
         },
     },
     Rule {
+        name: "F7 the source is the machines' gateway, which the kernel does not know",
+        explains: |case| {
+            case.on_uplink()
+                && case.drops(Reason::MartianSource)
+                && case.is_v4()
+                && case.bytes(26..30) == GATEWAY4
+                && case.kernel_alone()
+        },
+    },
+    Rule {
         name: "F9 the machine is down: the reference has no route to it but the network's",
         explains: |case| {
             case.drops(Reason::EndpointDown)

@@ -265,6 +265,96 @@ fn what_may_be_sent_is_not_told() {
     assert_eq!(rig().reports(row, Hook::UplinkIngress, 1), []);
 }
 
+/// Errors of one kind leave those of the others alone.
+#[test]
+fn flood_of_one_error_does_not_keep_others_back() {
+    let row = |rows: Vec<Row>, name: &str| {
+        let found = rows.into_iter().find(|row| row.name == name);
+        found.unwrap_or_else(|| panic!("no row {name}")).frame
+    };
+    let floods = [
+        row(rows::guard::rows(), "G8 TTL 1"),
+        row(rows::guard::rows(), "G8 larger than the path's MTU, IPv4"),
+        row(rows::guard::rows(), "G7 a route that refuses, IPv6"),
+    ];
+    for flood in &floods {
+        let others = floods.iter().filter(|other| *other != flood);
+        let frames = std::iter::repeat_n(flood, 400).chain(others);
+        let hook = Hook::PortIngress;
+        let actions = rig().actions(Some(world::WEB), frames.map(|frame| (hook, frame)));
+        let (flood, others) = actions.split_at(400);
+        let told = flood.iter().filter(|code| **code == TC_REDIRECT).count();
+        assert!((50..100).contains(&told), "{told} of a flood");
+        assert_eq!(others, [TC_REDIRECT; 2], "the others are told");
+    }
+}
+
+/// Packets of `WEB` for so many addresses on a link without a router.
+fn to_neighbors(number: std::ops::Range<u8>) -> Vec<Vec<u8>> {
+    let frame = |last| {
+        let mut destination = world::NEIGHBOR6;
+        destination[15] = last;
+        let (own, port) = (world::mac(world::WEB), world::port_mac(world::WEB));
+        build::packet(own, port, world::ip6(world::WEB), destination).frame()
+    };
+    number.map(frame).collect()
+}
+
+#[test]
+fn addresses_on_the_link_cost_a_budget_and_packets_do_not() {
+    let frames = to_neighbors(10..60);
+    let port = |frames: &'static [Vec<u8>]| frames.iter().map(|frame| (Hook::PortIngress, frame));
+    let frames: &'static [Vec<u8>] = frames.leak();
+    let mut rig = rig();
+    let actions = rig.actions(Some(world::WEB), port(frames));
+    let sent = actions.iter().filter(|code| **code == TC_REDIRECT).count();
+    let dropped = actions.iter().filter(|code| **code == TC_SHOT).count();
+    // One comes back every 250 ms.
+    assert!((16..20).contains(&sent), "{sent} sent");
+    assert_eq!(sent + dropped, 50);
+    assert_eq!(actions[..16], [TC_REDIRECT; 16], "the first ones are sent");
+    let again = std::iter::repeat_n(port(&frames[..16]), 100).flatten();
+    let actions = rig.actions(Some(world::WEB), again);
+    assert!(
+        actions.iter().all(|code| *code == TC_REDIRECT),
+        "those that were paid for are free"
+    );
+}
+
+#[test]
+fn stations_that_were_heard_cost_nothing() {
+    let frames: &'static [Vec<u8>] = to_neighbors(100..200).leak();
+    let mut rig = rig();
+    for (number, hook) in [(100, Hook::UplinkIngress), (150, Hook::UplinkXdp)] {
+        let ask = |last: u8| {
+            let mut source = world::NEIGHBOR6;
+            source[15] = last;
+            let option = build::option(1, world::ASKER);
+            build::solicitation(world::ip6(world::WEB), source, world::ASKER, &option).frame()
+        };
+        let questions: Vec<_> = (number..number + 50).map(ask).collect();
+        let actions = rig.actions(None, questions.iter().map(|frame| (hook, frame)));
+        let answered = if hook == Hook::UplinkXdp {
+            XDP_TX
+        } else {
+            TC_REDIRECT
+        };
+        assert!(actions.iter().all(|code| *code == answered), "{actions:?}");
+    }
+    // They were heard on the interface that runs are on, which is the uplink of that
+    // next hop for as long.
+    let actions = rig.through(|rig| {
+        rig.actions(
+            Some(world::WEB),
+            frames.iter().map(|frame| (Hook::PortIngress, frame)),
+        )
+    });
+    assert!(
+        actions.iter().all(|code| *code == TC_REDIRECT),
+        "{actions:?}"
+    );
+}
+
 /// An interface that is no uplink (any more) is none of ours.
 #[test]
 fn frames_on_other_interfaces_pass_uncounted() {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use netspawn_bench::programs::{self, Context, Hook, IFINDEX, Programs};
 use netspawn_ebpf::{
-    abi::{NOBODY, Owner, Traffic},
+    abi::{NOBODY, NextHop, Owner, Traffic},
     decide::offload::surplus,
     verdict::{Kind, Reason},
 };
@@ -200,6 +200,42 @@ impl Rig {
                 self.programs.run(hook, &row.frame, Context::default())?;
             }
             self.programs.reports()
+        };
+        run().expect("the kernel runs the program")
+    }
+
+    /// Runs `work` while next hops are behind the interface that runs are on.
+    pub fn through<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let behind = |uplink| {
+            let hops = world::nexthops().into_iter();
+            hops.map(|hop| NextHop { uplink, ..hop })
+                .collect::<Vec<_>>()
+        };
+        let set = |rig: &mut Self, uplink| {
+            let result = rig.programs.nexthops(&behind(uplink));
+            result.expect("there is room for them");
+        };
+        set(self, IFINDEX);
+        let result = work(self);
+        set(self, 2);
+        result
+    }
+
+    /// The actions for frames that come one after the other, with what was used of
+    /// budgets before given back.
+    pub fn actions<'f>(
+        &mut self,
+        port: Option<Owner>,
+        frames: impl IntoIterator<Item = (Hook, &'f Vec<u8>)>,
+    ) -> Vec<u32> {
+        let run = || -> Result<Vec<u32>> {
+            self.programs.settings(world::settings(0))?;
+            self.programs.refill_budgets()?;
+            self.programs.port(IFINDEX, port)?;
+            let run = |(hook, frame): (_, &Vec<u8>)| {
+                Ok(self.programs.run(hook, frame, Context::default())?.code)
+            };
+            frames.into_iter().map(run).collect()
         };
         run().expect("the kernel runs the program")
     }
