@@ -270,7 +270,10 @@ fn programs(addresses: u32, prefixes: u32) -> Result<Programs> {
         0 => 0,
         _ => settings_flag::PREFIXES4 | settings_flag::PREFIXES6,
     };
-    programs.settings(Settings { flags })?;
+    programs.settings(Settings {
+        flags,
+        ..Settings::default()
+    })?;
     let uplink = Uplink {
         mac: UPLINK,
         mtu: 1500,

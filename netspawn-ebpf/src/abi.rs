@@ -30,7 +30,8 @@ pub mod map {
     pub const SOURCES6: &str = "sources6";
     /// Array: endpoint id to [`super::EndpointEntry`].
     pub const ENDPOINTS: &str = "endpoints";
-    /// Hash: ifindex of a port (u32) to endpoint id (u32).
+    /// Hash: ifindex of a port (u32) to endpoint id (u32), and of other interfaces to
+    /// [`super::CLOSED`] or [`super::WAY`].
     pub const PORTS: &str = "ports";
     /// Array of [`super::UPLINK_SLOTS`]: [`super::Uplink`], at one of the places that
     /// [`super::uplink_slot`] gives its ifindex.
@@ -134,9 +135,84 @@ pub const HOST: Owner = u32::MAX;
 /// What a look-up of an address that is not in the maps gives; never a value.
 pub const NOBODY: Owner = u32::MAX - 1;
 
-/// `skb->mark` of frames that the data plane itself hands from one hook to
-/// another; it is set back to 0 by the next program that sees it.
+/// In [`map::PORTS`]: a machine's port that cannot be guarded. Nothing that has come in
+/// by it leaves by an uplink.
+pub const CLOSED: Owner = u32::MAX - 2;
+/// In [`map::PORTS`]: no port, but an interface that packets from an uplink come in by:
+/// a VLAN on one, or the VRF that one is in.
+pub const WAY: Owner = u32::MAX - 3;
+/// Entries of [`map::PORTS`] that are [`CLOSED`] or [`WAY`], of each as many at most.
+pub const MAX_CLOSED: u32 = 1_024;
+
+/// Whether a value of [`map::PORTS`] is an endpoint id.
+#[inline(always)]
+pub const fn is_endpoint(value: Owner) -> bool {
+    value < WAY
+}
+
+/// The mark in [`Key::NONE`].
 pub const MARK: u32 = 0x6e73_7864;
+
+/// What frames carry that the data plane itself hands from one hook to another: the next
+/// program that sees it sets both back to 0.
+///
+/// Both are made at random with the data plane, because devices on top of an uplink may be
+/// in namespaces of tenants, who can send any mark and priority. On the way to the egress
+/// of an uplink a frame carries both. `bpf_redirect` to ingress clears the priority
+/// (`____dev_forward_skb` in include/linux/netdevice.h), and the mark where the namespace
+/// changes, so that the mark alone says enough there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Key {
+    /// `skb->mark`.
+    pub mark: u32,
+    /// `skb->priority`.
+    pub priority: u32,
+}
+
+impl Key {
+    /// Of programs that are loaded without a data plane.
+    pub const NONE: Key = Key {
+        mark: MARK,
+        priority: 0,
+    };
+
+    /// Whether it has been made.
+    pub const fn is_made(self) -> bool {
+        self.mark != 0 && self.priority != 0
+    }
+}
+
+/// Where the kernel has what [`crate::decide::past`] asks of a frame, in bytes from the
+/// beginning of each structure. All zero: not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelFields {
+    /// `sk_buff.dev`.
+    pub skb_dev: u32,
+    /// `sk_buff.sk`.
+    pub skb_sk: u32,
+    /// `sk_buff._skb_refdst`.
+    pub skb_dst: u32,
+    /// `sk_buff.mac_len`.
+    pub skb_mac_len: u32,
+    /// `dst_entry.dev`.
+    pub dst_dev: u32,
+    /// `net_device.nd_net.net`.
+    pub dev_net: u32,
+    /// `sock.__sk_common.skc_net.net`.
+    pub sock_net: u32,
+    /// 1 when the others are known.
+    pub known: u32,
+}
+
+/// Names of global variables of the programs, which the loader sets.
+pub mod global {
+    /// A [`super::Key`].
+    pub const KEY: &str = "NETSPAWN_KEY";
+    /// [`super::KernelFields`].
+    pub const KERNEL_FIELDS: &str = "NETSPAWN_FIELDS";
+}
 
 /// The IPv4 gateway that every port answers for, also its ping.
 pub const GATEWAY4: Ipv4 = [169, 254, 1, 1];
@@ -351,6 +427,8 @@ pub mod settings_flag {
     pub const ISOLATION_ROUTE: u32 = 1 << 2;
     /// Machines do not reach the host (`host = "deny"`).
     pub const HOST_DENY: u32 = 1 << 3;
+    /// [`super::map::PORTS`] has entries that are [`super::CLOSED`].
+    pub const CLOSED: u32 = 1 << 4;
 }
 
 /// Policy and hints for all programs.
@@ -359,6 +437,10 @@ pub mod settings_flag {
 pub struct Settings {
     /// [`settings_flag`] bits.
     pub flags: u32,
+    /// What this data plane's frames carry. Programs have it from when they are loaded;
+    /// here it outlives the process that made it. It stays at this place in all versions
+    /// from 2 on, so that programs of two of them know each other's frames.
+    pub key: Key,
 }
 
 /// Packets and bytes of one machine, on one CPU; `rx` as the machine sees it.
@@ -474,7 +556,9 @@ mod tests {
         assert_eq!(offset_of!(Event, frame), 24);
         assert_eq!(size_of::<NextHop>(), 40);
         assert_eq!(offset_of!(NextHop, src_mac), 20);
-        assert_eq!(size_of::<Settings>(), 4);
+        assert_eq!(size_of::<Settings>(), 12);
+        assert_eq!(offset_of!(Settings, key), 4);
+        assert_eq!(size_of::<KernelFields>(), 32);
         assert_eq!(size_of::<Traffic>(), 32);
         assert_eq!(size_of::<DropKey>(), 8);
     }

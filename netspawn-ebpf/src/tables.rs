@@ -30,6 +30,9 @@ pub trait Tables {
     fn may_send6(&self, id: Owner, address: &Words6) -> bool;
     /// The endpoint with that id.
     fn endpoint(&self, id: Owner) -> Option<&Endpoint>;
+    /// What is known of an interface in [`crate::abi::map::PORTS`]: the endpoint whose port
+    /// it is, [`crate::abi::CLOSED`], [`crate::abi::WAY`], or [`crate::abi::NOBODY`].
+    fn port(&self, ifindex: u32) -> Owner;
     /// The uplink with that ifindex.
     fn uplink(&self, ifindex: u32) -> Option<&Uplink>;
     /// The host's route to an address.

@@ -88,7 +88,9 @@ reasons! {
     AddressConflict = Pass, "address_conflict";
     /// IPv4 header length, total length, version or checksum is wrong.
     BadHeader = Drop, "bad_header";
-    /// Source is owned, multicast, loopback, the machines' gateway or the destination itself.
+    /// Source is owned, multicast, loopback, the machines' gateway or the destination itself;
+    /// on the way out of an uplink, a machine's that neither the machine nor this host has
+    /// sent.
     MartianSource = Drop, "martian_source";
     /// Destination is loopback, unspecified or reserved.
     MartianDestination = Drop, "martian_destination";
@@ -126,7 +128,7 @@ reasons! {
     NoRoute = Drop, "no_route";
     /// A machine has made the host look for more neighbors than it may.
     NeighborBudget = Drop, "neighbor_budget";
-    /// A port that belongs to no machine.
+    /// A port that belongs to no machine, or is closed.
     UnknownPort = Drop, "unknown_port";
     /// A question that is to be left without an answer (DAD of the machine's
     /// own address, announcements).

@@ -1,6 +1,7 @@
 //! Every row of the protocol, decided and carried out on the host.
 
 mod host;
+mod past;
 mod rows;
 
 use netspawn_ebpf::{

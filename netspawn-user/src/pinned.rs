@@ -109,7 +109,7 @@ impl DataPlane for Pinned<'_> {
                     deadline: agent::deadline(),
                 })?;
                 let served = Served::of(plane.state(), Some(&host));
-                if let Err(error) = announce::once(plane.found().clone(), served) {
+                if let Err(error) = announce::once(plane.key(), plane.found().clone(), served) {
                     tracing::warn!("cannot announce addresses: {error}");
                 }
                 (snapshot, desired)

@@ -8,8 +8,8 @@ use std::{
 use ipnet::IpNet;
 use netspawn_ebpf::{
     abi::{
-        EndpointEntry, HOST, NEAR_WORDS, Near, NextHop, Owner, Settings, Uplink, endpoint_flag,
-        map, nexthop_flag, settings_flag,
+        CLOSED, EndpointEntry, HOST, NEAR_WORDS, Near, NextHop, Owner, Settings, Uplink, WAY,
+        endpoint_flag, is_endpoint, map, nexthop_flag, settings_flag,
     },
     wire::words6,
 };
@@ -24,6 +24,11 @@ pub struct State {
     /// [`map::PORTS`]: ifindex to endpoint id. [`map::XDP_PORTS`] has those keys whose
     /// endpoints have [`endpoint_flag::XDP`].
     pub ports: BTreeMap<u32, u32>,
+    /// [`map::PORTS`]: what is no endpoint, [`CLOSED`] or [`WAY`].
+    ///
+    /// [`CLOSED`]: netspawn_ebpf::abi::CLOSED
+    /// [`WAY`]: netspawn_ebpf::abi::WAY
+    pub interfaces: BTreeMap<u32, Owner>,
     /// [`map::UPLINKS`]: by ifindex.
     pub uplinks: BTreeMap<u32, Uplink>,
     /// The four address maps; [`address_map`] says which one a prefix is in.
@@ -47,6 +52,22 @@ impl State {
             .values()
             .filter(|owner| **owner != HOST)
             .count()
+    }
+
+    /// An entry of [`map::PORTS`].
+    pub fn set_port(&mut self, ifindex: u32, value: Owner) {
+        let (to, from) = match is_endpoint(value) {
+            true => (&mut self.ports, &mut self.interfaces),
+            false => (&mut self.interfaces, &mut self.ports),
+        };
+        to.insert(ifindex, value);
+        from.remove(&ifindex);
+    }
+
+    /// All of [`map::PORTS`].
+    fn all_ports(&self) -> BTreeMap<u32, Owner> {
+        let both = self.ports.iter().chain(&self.interfaces);
+        both.map(|(ifindex, value)| (*ifindex, *value)).collect()
     }
 
     /// Does what a step says.
@@ -79,11 +100,10 @@ impl State {
             Op::RemoveEndpoint { id } => {
                 self.endpoints.remove(id);
             }
-            Op::SetPort { ifindex, id } => {
-                self.ports.insert(*ifindex, *id);
-            }
+            Op::SetPort { ifindex, id } => self.set_port(*ifindex, *id),
             Op::RemovePort { ifindex } => {
                 self.ports.remove(ifindex);
+                self.interfaces.remove(ifindex);
             }
             Op::SetAddress { prefix, owner } => {
                 self.addresses.insert(*prefix, *owner);
@@ -238,8 +258,8 @@ pub enum Op {
     SetPort {
         /// Its ifindex.
         ifindex: u32,
-        /// Its endpoint.
-        id: u32,
+        /// Its endpoint, or what it is instead.
+        id: Owner,
     },
     /// Removes a port.
     RemovePort {
@@ -288,6 +308,7 @@ pub fn plan(current: &State, desired: &State) -> Vec<Op> {
     // added, until after the last is gone.
     let during = Settings {
         flags: desired.settings.flags | (current.settings.flags & TRIES),
+        key: desired.settings.key,
     };
     if during != current.settings {
         ops.push(Op::SetSettings { settings: during });
@@ -327,7 +348,8 @@ pub fn plan(current: &State, desired: &State) -> Vec<Op> {
         .map(|(id, _)| *id)
         .collect();
     let mut addresses = current.addresses.clone();
-    let mut ports = current.ports.clone();
+    let mut ports = current.all_ports();
+    let wanted_ports = desired.all_ports();
     // What a machine may do no longer ends before what another may do begins.
     let withdrawn = current
         .sources
@@ -378,7 +400,7 @@ pub fn plan(current: &State, desired: &State) -> Vec<Op> {
         id: *id,
         prefix: *prefix,
     }));
-    for (ifindex, id) in changed(&ports, &desired.ports) {
+    for (ifindex, id) in changed(&ports, &wanted_ports) {
         ops.push(Op::SetPort { ifindex, id });
     }
     for (prefix, owner) in changed(&addresses, &desired.addresses) {
@@ -388,7 +410,7 @@ pub fn plan(current: &State, desired: &State) -> Vec<Op> {
     for prefix in gone(&addresses, &desired.addresses) {
         ops.push(Op::RemoveAddress { prefix });
     }
-    for ifindex in gone(&ports, &desired.ports) {
+    for ifindex in gone(&ports, &wanted_ports) {
         ops.push(Op::RemovePort { ifindex });
     }
     for id in gone(&current.endpoints, &desired.endpoints) {
@@ -562,7 +584,12 @@ impl Op {
             }
             Op::RemoveEndpoint { id } => format!("endpoint {id}: remove"),
             Op::SetPort { ifindex, id } => {
-                format!("port {}: {}", names.link(*ifindex), names.machine(*id))
+                let what = match *id {
+                    CLOSED => "closed".to_owned(),
+                    WAY => "packets from an uplink come in by it".to_owned(),
+                    id => names.machine(id),
+                };
+                format!("port {}: {what}", names.link(*ifindex))
             }
             Op::RemovePort { ifindex } => format!("port {}: remove", names.link(*ifindex)),
             Op::SetAddress { prefix, owner } => {

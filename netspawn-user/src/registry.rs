@@ -25,8 +25,9 @@ use std::{
 use ipnet::IpNet;
 use netspawn_ebpf::{
     abi::{
-        self, Endpoint, EndpointEntry, HOST, MAX_NEIGHBORS, MAX_NEXTHOPS, MAX_ROUTES, MAX_UPLINKS,
-        MAX_XDP_PORTS, NAME_LEN, Neighbor, NextHop, Settings, Uplink, endpoint_flag, nexthop_flag,
+        self, Endpoint, EndpointEntry, HOST, MAX_CLOSED, MAX_NEIGHBORS, MAX_NEXTHOPS, MAX_ROUTES,
+        MAX_UPLINKS, MAX_XDP_PORTS, NAME_LEN, Neighbor, NextHop, Owner, Settings, Uplink, WAY,
+        endpoint_flag, nexthop_flag,
     },
     wire::{Ipv6, Mac, words6},
 };
@@ -105,6 +106,9 @@ impl MachineState {
     }
 }
 
+/// Why the port of a machine without an endpoint is closed.
+const NO_ROOM: &str = "there is no room for the machine";
+
 /// Holder of what belongs to the host.
 pub const HOST_HOLDER: &str = "host";
 
@@ -140,6 +144,8 @@ pub struct Machine {
     pub state: MachineState,
     /// The prefixes among `addresses` that it does not get.
     pub conflicts: Vec<Conflict>,
+    /// Why nothing of it leaves its port, which is guarded for nobody.
+    pub closed: Option<String>,
 }
 
 /// What should be.
@@ -149,6 +155,8 @@ pub struct Desired {
     pub state: State,
     /// Machines by name.
     pub machines: Vec<Machine>,
+    /// Ports that are guarded for nobody, by ifindex, so that nothing leaves them.
+    pub closed: BTreeSet<u32>,
     /// What cannot be done, and why; conflicts among them.
     pub problems: Vec<Problem>,
 }
@@ -168,6 +176,7 @@ pub fn resolve(inputs: &Inputs<'_>) -> Desired {
     Resolver {
         inputs,
         ids: HashMap::new(),
+        closed: BTreeSet::new(),
         problems: Vec::new(),
     }
     .run()
@@ -177,6 +186,8 @@ struct Resolver<'a> {
     inputs: &'a Inputs<'a>,
     /// Ids that the maps have for names.
     ids: HashMap<String, u32>,
+    /// Ports of machines without room.
+    closed: BTreeSet<u32>,
     problems: Vec<Problem>,
 }
 
@@ -240,6 +251,10 @@ impl<'a> Resolver<'a> {
                     _ => MachineState::Waiting,
                 },
                 conflicts,
+                closed: candidate
+                    .port
+                    .filter(|port| self.closed.contains(&port.ifindex))
+                    .map(|_| NO_ROOM.to_owned()),
             });
         }
         if state.ports.len() > MAX_XDP_PORTS as usize {
@@ -248,14 +263,17 @@ impl<'a> Resolver<'a> {
             }
         }
         state.uplinks = self.uplinks();
+        state.interfaces = self.ways();
         (state.routes, state.nexthops) = self.routes();
         state.near = plan::near(state.addresses.keys());
         state.settings = Settings {
             flags: self.inputs.policy.flags() | plan::trie_flags(state.addresses.keys()),
+            key: self.inputs.held.settings.key,
         };
         Desired {
             state,
             machines,
+            closed: self.closed,
             problems: self.problems,
         }
     }
@@ -425,6 +443,12 @@ impl<'a> Resolver<'a> {
         for (ifindex, claimants) in claims {
             let holder = self.inputs.held.ports.get(&ifindex).copied();
             let Some(winner) = self.winner(candidates, &claimants, holder) else {
+                // There is no room for any of them. Whatever is behind it, it is no host's
+                // network.
+                self.closed.insert(ifindex);
+                for index in claimants {
+                    candidates[index].port = host.links.get(&ifindex);
+                }
                 continue;
             };
             for index in claimants {
@@ -890,6 +914,24 @@ impl<'a> Resolver<'a> {
             }
         }
         uplinks
+    }
+
+    /// Interfaces that packets from an uplink come in by: VLANs on one, and the VRF that
+    /// one is in, which takes its place (`vrf_ip_rcv` in drivers/net/vrf.c).
+    fn ways(&self) -> BTreeMap<u32, Owner> {
+        let Inputs { host, uplinks, .. } = self.inputs;
+        let leads = |ifindex: &u32| self.leads_to_uplink(*ifindex);
+        let on = host.links.values().filter(|link| leads(&link.ifindex));
+        let vrf = |link: &Link| {
+            let master = host.links.get(&link.master?)?;
+            (master.kind.as_deref() == Some("vrf")).then_some(master.ifindex)
+        };
+        on.flat_map(|link| [Some(link.ifindex), vrf(link)])
+            .flatten()
+            .filter(|ifindex| !uplinks.contains(ifindex))
+            .map(|ifindex| (ifindex, WAY))
+            .take(MAX_CLOSED as usize)
+            .collect()
     }
 
     /// The host's routes as far as they concern machines.

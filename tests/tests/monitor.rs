@@ -16,7 +16,7 @@ use netspawn_tests::{
     Agent, Attached, GATEWAY4, HOST0, LAN, Lab, Mode, Process, Signal, SystemdHost, in_each_mode,
     ping, send_frame, wait_until,
 };
-use netspawn_user::datapath::object::{self, Sizes};
+use netspawn_user::datapath::object::{self, Constants, Sizes};
 use serde_json::{Value, json};
 
 /// Until what happens is told; drops are counted once a second.
@@ -563,7 +563,7 @@ fn what_programs_say_is_not_in_the_code_where_it_is_off() -> Result<()> {
         program::PORT_INGRESS,
     ] {
         let bytes = |log| -> Result<u32> {
-            let mut ebpf = object::load_logging(None, sizes, log)?;
+            let mut ebpf = object::load_logging(None, sizes, Constants::NONE, log)?;
             let info = object::classifier(&mut ebpf, name)?.info()?;
             info.size_translated().context("the kernel tells no size")
         };

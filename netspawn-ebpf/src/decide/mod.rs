@@ -8,6 +8,7 @@ pub mod guard;
 pub mod ndp;
 pub mod neighbor;
 pub mod offload;
+pub mod past;
 pub mod reply;
 
 use self::offload::{Judged, Said};

@@ -211,6 +211,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn port(&self, ifindex: u32) -> Owner {
+        // SAFETY: values are single words, which are replaced as a whole.
+        unsafe { PORTS.get(ifindex) }.copied().unwrap_or(NOBODY)
+    }
+
+    #[inline(always)]
     fn uplink(&self, ifindex: u32) -> Option<&Uplink> {
         for probe in 0..UPLINK_PROBES {
             let uplink = UPLINKS.get(uplink_slot(ifindex, probe))?;

@@ -9,5 +9,6 @@ mod hidden;
 mod maps;
 mod neighbors;
 mod packet;
+mod past;
 mod tc;
 mod xdp;

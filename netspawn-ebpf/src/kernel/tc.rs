@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use netspawn_ebpf::{
     abi::{
-        Endpoint, MARK, NO_NEIGHBOR, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
+        Endpoint, Key, NO_NEIGHBOR, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
         settings_flag,
     },
     decide::{
@@ -23,6 +23,7 @@ use netspawn_ebpf::{
         error::Toward,
         neighbor::sought,
         offload::{Judged, Said},
+        past,
         reply::let_in,
     },
     rewrite,
@@ -40,7 +41,18 @@ use super::{
     maps::{Maps, PORTS},
     neighbors,
     packet::Packet,
+    past::past as past_of,
 };
+
+/// Of the data plane that these programs are of; the loader sets it.
+#[unsafe(no_mangle)]
+static NETSPAWN_KEY: Key = Key::NONE;
+
+#[inline(always)]
+fn key() -> Key {
+    // SAFETY: a live static, which the compiler is not to take for what it says here.
+    unsafe { (&raw const NETSPAWN_KEY).read_volatile() }
+}
 
 /// Other programs and the stack go on with the frame.
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -83,6 +95,11 @@ impl Skb {
         ifindex
     );
     field!(mark);
+    field!(priority);
+    field!(
+        /// The device that the frame has come in by, 0 for none.
+        ingress_ifindex
+    );
     field!(data);
     field!(data_end);
     field!(vlan_present);
@@ -103,6 +120,20 @@ impl Skb {
     fn set_mark(&self, mark: u32) {
         // SAFETY: as above; the verifier allows writes to this field.
         unsafe { (*self.raw).mark = mark };
+    }
+
+    #[inline(always)]
+    fn set_priority(&self, priority: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.raw).priority = priority };
+    }
+
+    /// Has the program at an uplink's egress know the frame as ours.
+    #[inline(always)]
+    fn put_key(&self) {
+        let Key { mark, priority } = key();
+        self.set_mark(mark);
+        self.set_priority(priority);
     }
 
     #[inline(always)]
@@ -231,8 +262,10 @@ impl Skb {
 /// Where an answer leaves.
 #[derive(Clone, Copy)]
 enum Back {
-    /// Out of the device it came in on.
-    Out,
+    /// Out of the uplink it came in on.
+    Uplink,
+    /// Out of the port it came in on, where no program of ours sees it.
+    Port,
     /// Into the stack, which asked on its way out of the device.
     Up,
 }
@@ -240,10 +273,16 @@ enum Back {
 #[inline(always)]
 fn send_back(skb: &Skb, back: Back) -> i32 {
     let flags = match back {
-        Back::Out => 0,
-        Back::Up => BPF_F_INGRESS as u64,
+        Back::Uplink => {
+            skb.put_key();
+            0
+        }
+        Back::Port => 0,
+        Back::Up => {
+            skb.set_mark(key().mark);
+            BPF_F_INGRESS as u64
+        }
     };
-    skb.set_mark(MARK);
     // SAFETY: takes numbers only.
     unsafe { bpf_redirect(skb.ifindex(), flags) as i32 }
 }
@@ -355,7 +394,7 @@ fn send_out(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, hop: &NextHop) -> i32 {
         // SAFETY: the context is valid, packet pointers are not used again.
         unsafe { bpf_skb_vlan_push(skb.raw, ether_type::VLAN.to_be(), vlan) };
     }
-    skb.set_mark(MARK);
+    skb.put_key();
     // SAFETY: both take numbers only, and no parameters.
     unsafe {
         if resolved {
@@ -381,7 +420,10 @@ fn hand_to_host(skb: &Skb, from: Owner, hop: &NextHop) -> i32 {
         return failed();
     }
     counters::sent(from, skb.len());
-    skb.set_mark(MARK);
+    // On a VLAN of an uplink no program of ours would take it off again.
+    if hop.flags >> nexthop_flag::VLAN_SHIFT == 0 {
+        skb.set_mark(key().mark);
+    }
     // SAFETY: takes numbers only.
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) as i32 }
 }
@@ -416,7 +458,8 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
     debug::verdict(verdict.reason, verdict.id, skb.ifindex(), skb.len());
     let back = match toward {
         Toward::Host => Back::Up,
-        Toward::Network | Toward::Machine => Back::Out,
+        Toward::Network => Back::Uplink,
+        Toward::Machine => Back::Port,
     };
     // Egress has no such redirect.
     let peer = !matches!(toward, Toward::Host);
@@ -444,14 +487,48 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
     }
 }
 
-/// Whether the data plane itself handed the frame over; takes the mark off.
+/// Whether the data plane itself let the frame come in once more; takes the mark off.
 #[inline(always)]
-fn handed(skb: &Skb) -> bool {
-    if skb.mark() != MARK {
+fn handed_in(skb: &Skb) -> bool {
+    if skb.mark() != key().mark {
         return false;
     }
     skb.set_mark(0);
     counters::reason(Reason::Handed);
+    true
+}
+
+/// Whether the data plane itself sends the frame; takes the key off.
+#[inline(always)]
+fn handed_out(skb: &Skb) -> bool {
+    let Key { mark, priority } = key();
+    if skb.mark() != mark || skb.priority() != priority {
+        return false;
+    }
+    skb.set_mark(0);
+    skb.set_priority(0);
+    counters::reason(Reason::Handed);
+    true
+}
+
+/// Whether a frame may not leave by an uplink; counts it. A function of its own, which the
+/// verifier walks without what has been found out of the frame before.
+#[inline(never)]
+fn is_strange(raw: *mut __sk_buff) -> bool {
+    let skb = Skb { raw };
+    let ifindex = skb.ifindex();
+    let reason = past::leaving(
+        &skb.packet(),
+        ifindex,
+        skb.ingress_ifindex(),
+        || past_of(raw),
+        &Maps,
+    );
+    let Some(reason) = reason else {
+        return false;
+    };
+    counters::reason(reason);
+    debug::verdict(reason, NOBODY, ifindex, skb.len());
     true
 }
 
@@ -470,7 +547,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let skb = Skb {
         raw: ctx.as_ptr().cast(),
     };
-    if handed(&skb) {
+    if handed_in(&skb) {
         return NEXT;
     }
     let Some(uplink) = Maps.uplink(skb.ifindex()) else {
@@ -499,10 +576,13 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     let skb = Skb {
         raw: ctx.as_ptr().cast(),
     };
-    if handed(&skb) {
+    if handed_out(&skb) {
         return NEXT;
     }
     let skb = skb.pulled();
+    if is_strange(skb.raw) {
+        return DROP;
+    }
     let meta = skb.meta();
     let verdict = decide::host(&skb.packet(), &meta, &Maps);
     if matches!(verdict.action, Action::Deliver)

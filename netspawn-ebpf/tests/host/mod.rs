@@ -6,11 +6,12 @@ pub mod parser;
 use std::collections::HashMap;
 
 use netspawn_ebpf::{
-    abi::{Endpoint, NOBODY, NextHop, Owner, Settings, Uplink, nexthop_flag},
+    abi::{CLOSED, Endpoint, NOBODY, NextHop, Owner, Settings, Uplink, WAY, nexthop_flag},
     decide::{
         self, Meta,
         error::{self, Toward},
         offload::{Said, surplus},
+        past::{self, Past},
     },
     rewrite::{
         self,
@@ -21,7 +22,10 @@ use netspawn_ebpf::{
     wire::{Ipv4, Ipv6, MIN_FRAME, Words6, ndp::ADVERTISEMENT_FRAME, words6},
 };
 
-use crate::rows::{self, At, Row, world};
+use crate::rows::{
+    self, At, Row,
+    world::{self, DB, WEB},
+};
 
 /// Every row there is.
 pub fn all_rows() -> Vec<Row> {
@@ -34,6 +38,27 @@ pub fn all_rows() -> Vec<Row> {
         rows::guard::rows(),
     ]
     .concat()
+}
+
+/// The uplink, and interfaces of the host that are no uplinks: one that nothing is known of, a VLAN on
+/// the uplink, a port that cannot be guarded, the ports of `WEB` and `DB`.
+pub const UPLINK_INDEX: u32 = 2;
+pub const STRANGE: u32 = 60;
+pub const WAY_IN: u32 = 61;
+pub const SHUT: u32 = 62;
+pub const PORT_OF_WEB: u32 = 100 + WEB;
+pub const PORT_OF_DB: u32 = 100 + DB;
+pub const INTERFACES: [u32; 5] = [STRANGE, WAY_IN, SHUT, PORT_OF_WEB, PORT_OF_DB];
+
+/// What the map of ports has of an interface.
+pub fn port(ifindex: u32) -> Owner {
+    match ifindex {
+        WAY_IN => WAY,
+        SHUT => CLOSED,
+        PORT_OF_WEB => WEB,
+        PORT_OF_DB => DB,
+        _ => NOBODY,
+    }
 }
 
 /// The world of the rows.
@@ -146,8 +171,12 @@ impl Tables for World {
         self.endpoints.get(&id)
     }
 
-    fn uplink(&self, _ifindex: u32) -> Option<&Uplink> {
-        Some(&self.uplink)
+    fn port(&self, ifindex: u32) -> Owner {
+        port(ifindex)
+    }
+
+    fn uplink(&self, ifindex: u32) -> Option<&Uplink> {
+        (!INTERFACES.contains(&ifindex)).then_some(&self.uplink)
     }
 
     fn route4(&self, address: &Ipv4) -> Option<&NextHop> {
@@ -177,7 +206,10 @@ pub fn decide<'a>(
             }
             verdict
         }
-        At::Host => decide::host(frame, meta, world),
+        At::Host => match past::leaving(frame, UPLINK_INDEX, 0, || Past::OWN, world) {
+            Some(reason) => Verdict::drop(reason, NOBODY),
+            None => decide::host(frame, meta, world),
+        },
         At::Port(id) => {
             let endpoint = world.endpoint(id)?;
             let verdict = decide::port(frame, meta, id, endpoint, world);

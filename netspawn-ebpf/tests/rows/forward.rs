@@ -1,14 +1,14 @@
 //! Rows F1 to F11: from the network, and from the host itself, to machines.
 
 use netspawn_ebpf::{
-    abi::Owner,
+    abi::{NOBODY, Owner},
     verdict::Reason,
     wire::{Ipv4, Ipv6},
 };
 
 use super::{
     At, Row, Told,
-    build::{Inner, Packet, cut, first_byte4, fix4, packet, pad, patch},
+    build::{Inner, Packet, cut, first_byte4, fix4, packet, pad, patch, tagged},
     world::*,
 };
 
@@ -564,6 +564,57 @@ fn host() -> Vec<Row> {
             at,
             to4(VIRTUAL4).frame(),
             ForHost,
+        ),
+        Row::pass(
+            "U2 a socket of the host as a machine, IPv4",
+            at,
+            packet(UPLINK, ROUTER, ip4(WEB), ASKER4).frame(),
+            NotOwned,
+        ),
+        Row::pass(
+            "U2 a socket of the host as a machine, IPv6",
+            at,
+            packet(UPLINK, ROUTER, INSIDE6, ASKER6).frame(),
+            NotOwned,
+        ),
+        Row::drop(
+            "U2 a machine's source from another station, IPv4",
+            at,
+            packet(ASKER, ROUTER, ip4(WEB), ASKER4).frame(),
+            MartianSource,
+            NOBODY,
+        ),
+        Row::drop(
+            "U2 a machine's source from another station, IPv6",
+            at,
+            packet(ASKER, ROUTER, INSIDE6, ASKER6).frame(),
+            MartianSource,
+            NOBODY,
+        ),
+        Row::drop(
+            "U2 a machine's source from another station to a machine",
+            at,
+            packet(ASKER, port_mac(DB), ip4(WEB), ip4(DB)).frame(),
+            MartianSource,
+            NOBODY,
+        ),
+        Row::drop(
+            "U2 a machine's source from another station, with a tag",
+            at,
+            packet(ASKER, ROUTER, ip4(WEB), ASKER4).frame(),
+            MartianSource,
+            NOBODY,
+        )
+        .vlan(7),
+        Row::drop(
+            "U2 a machine's source from another station, behind tags in the frame",
+            at,
+            tagged(
+                &tagged(&packet(ASKER, ROUTER, ip6(WEB), ASKER6).frame(), 7),
+                9,
+            ),
+            MartianSource,
+            NOBODY,
         ),
     ]
 }

@@ -254,5 +254,6 @@ pub fn routes6() -> Vec<(Ipv6, u32, u32)> {
 pub fn settings(policy: u32) -> Settings {
     Settings {
         flags: settings_flag::PREFIXES4 | settings_flag::PREFIXES6 | policy,
+        ..Settings::default()
     }
 }

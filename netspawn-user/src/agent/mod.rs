@@ -153,6 +153,7 @@ impl Agent {
             .events()
             .inspect_err(|error| tracing::warn!("events are not told: {error:#}"))
             .ok();
+        let key = plane.key();
         let announcements = Queue::new(plane.found().clone(), TIMES);
         observer
             .catch_up()
@@ -179,7 +180,7 @@ impl Agent {
             told: Told::default(),
             deadline: deadline(),
             announcements,
-            sender: Sender::open().context("cannot open a socket for announcements")?,
+            sender: Sender::open(key).context("cannot open a socket for announcements")?,
             events,
             complaints: Complaints::default(),
             monitors: Monitors::default(),

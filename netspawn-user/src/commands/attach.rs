@@ -146,7 +146,8 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         let line = agent::ready_line(&mut plane, &desired, host)?;
         output::print(&format!("{line}\n"))?;
         let served = Served::of(plane.state(), Some(host));
-        announce::once(plane.found().clone(), served).context("cannot announce addresses")?;
+        announce::once(plane.key(), plane.found().clone(), served)
+            .context("cannot announce addresses")?;
         return Ok(Attempt::Ended(Outcome::of(problems)));
     }
     runtime.block_on(async {

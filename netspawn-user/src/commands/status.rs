@@ -5,7 +5,7 @@ use crate::{
     cli::{Global, WatchArgs},
     model::DisplayMac,
     outcome::Outcome,
-    output::{MachineCounts, StatusReport, UplinkReport},
+    output::{ClosedPort, MachineCounts, StatusReport, UplinkReport},
     registry::MachineState,
     revert,
 };
@@ -53,6 +53,14 @@ pub fn report(compared: Compared) -> StatusReport {
             MachineState::Conflict => &mut machines.conflict,
         } += 1;
     }
+    let closed = desired.machines.iter().filter_map(|machine| {
+        Some(ClosedPort {
+            interface: machine.interface.clone(),
+            ifindex: machine.ifindex?,
+            machine: machine.name.clone(),
+            reason: list::closed(machine, &view)?,
+        })
+    });
     let uplinks = view.uplinks.iter().map(|uplink| {
         let link = view.host.links.get(&uplink.ifindex);
         UplinkReport {
@@ -66,6 +74,7 @@ pub fn report(compared: Compared) -> StatusReport {
     StatusReport {
         uplinks: uplinks.collect(),
         machines,
+        closed: closed.collect(),
         prefixes: view.held.prefixes(),
         agent: view.agent.clone(),
         mismatches,

@@ -96,6 +96,28 @@ fn open<T: TryFrom<Map, Error = MapError>>(folder: &Path, name: &str) -> Result<
         .with_context(|| format!("{} is not the map that it should be", path.display()))
 }
 
+/// The key in the pinned settings of another version; `None` where it has none.
+///
+/// # Errors
+/// When the settings are there and cannot be read.
+pub fn key_of_other(directory: &Path) -> Result<Option<abi::Key>> {
+    let path = directory.join(map::SETTINGS);
+    if !path
+        .try_exists()
+        .with_context(|| format!("cannot examine {}", path.display()))?
+    {
+        return Ok(None);
+    }
+    let context = || format!("cannot read the pinned map {}", path.display());
+    let data = MapData::from_pin(&path).with_context(context)?;
+    if data.info().with_context(context)?.value_size() as usize != size_of::<abi::Settings>() {
+        return Ok(None);
+    }
+    let settings: Array<MapData, Settings> = open(directory, map::SETTINGS)?;
+    let Settings(settings) = settings.get(&0, 0).with_context(context)?;
+    Ok(Some(settings.key).filter(|key| key.is_made()))
+}
+
 /// A key that is gone already is as good as removed.
 fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
@@ -231,7 +253,7 @@ impl Maps {
         state.endpoints = self.endpoints()?;
         for entry in self.ports.iter() {
             let (ifindex, id) = entry?;
-            state.ports.insert(ifindex, id);
+            state.set_port(ifindex, id);
         }
         for entry in self.uplinks.iter() {
             let uplink = entry?.0;
@@ -248,6 +270,26 @@ impl Maps {
         *state.near = self.near.get(&0, 0)?.0;
         state.settings = self.settings.get(&0, 0)?.0;
         Ok(state)
+    }
+
+    /// The data plane's key, which may not have been made.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn key(&self) -> Result<abi::Key> {
+        let context = || format!("cannot read the maps in {}", self.folder.display());
+        Ok(self.settings.get(&0, 0).with_context(context)?.0.key)
+    }
+
+    /// Gives the data plane its key.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_key(&mut self, key: abi::Key) -> Result<()> {
+        let context = || format!("cannot write the maps in {}", self.folder.display());
+        let Settings(settings) = self.settings.get(&0, 0).with_context(context)?;
+        let settings = Settings(abi::Settings { key, ..settings });
+        self.settings.set(0, settings, 0).with_context(context)
     }
 
     /// Says that these neighbors are there, which the programs find out by themselves

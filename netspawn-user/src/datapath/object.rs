@@ -1,7 +1,10 @@
 //! The BPF object that the loader carries: loading it, with its maps pinned or
 //! adopted.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -10,11 +13,11 @@ use aya::{
     programs::{Program, SchedClassifier, Xdp},
 };
 use netspawn_ebpf::{
-    abi::{self, map, program},
+    abi::{self, KernelFields, Key, global, map, program},
     verdict::{Kind, Reason},
 };
 
-use super::hidden;
+use super::{hidden, kernel_fields};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETSPAWN_BPF_OBJECT"));
 
@@ -62,7 +65,11 @@ impl Sizes {
             (map::SOURCES4, self.addresses),
             (map::SOURCES6, self.addresses),
             (map::ENDPOINTS, self.machines),
-            (map::PORTS, self.machines),
+            // Machines' ports, and of other interfaces two kinds.
+            (
+                map::PORTS,
+                self.machines.saturating_add(2 * abi::MAX_CLOSED),
+            ),
             (map::TRAFFIC, self.machines),
             (map::BUDGETS, self.machines),
             (map::DROPS, self.machines.saturating_mul(REASONS_EACH)),
@@ -105,6 +112,68 @@ impl Sizes {
     }
 }
 
+/// What programs have from when they are loaded, besides their maps.
+#[derive(Clone, Copy, Debug)]
+pub struct Constants {
+    /// The data plane's key.
+    pub key: Key,
+    /// Where the kernel has what programs read of its structures.
+    pub fields: KernelFields,
+}
+
+impl Constants {
+    /// Of programs that are not part of a data plane.
+    pub const NONE: Constants = Constants {
+        key: Key::NONE,
+        fields: KernelFields {
+            skb_dev: 0,
+            skb_sk: 0,
+            skb_dst: 0,
+            skb_mac_len: 0,
+            dst_dev: 0,
+            dev_net: 0,
+            sock_net: 0,
+            known: 0,
+        },
+    };
+
+    /// With that key, for the kernel that runs. Where the kernel's memory cannot be read,
+    /// a warning says what is missing.
+    pub fn of_kernel(key: Key) -> Self {
+        let fields = kernel_fields::find().unwrap_or_else(|error| {
+            tracing::warn!(
+                "{error:#}: machines' addresses are not protected from devices on top of an \
+                 uplink (macvlan, ipvlan, VLAN) in other network namespaces"
+            );
+            KernelFields::default()
+        });
+        Constants { key, fields }
+    }
+}
+
+/// A key that nobody knows.
+///
+/// # Errors
+/// When the kernel has no random numbers.
+pub fn random_key() -> io::Result<Key> {
+    loop {
+        let mut bytes = [0_u8; 8];
+        // SAFETY: the buffer is as long as said.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        if got < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let [a, b, c, d, e, f, g, h] = bytes;
+        let key = Key {
+            mark: u32::from_ne_bytes([a, b, c, d]),
+            priority: u32::from_ne_bytes([e, f, g, h]),
+        };
+        if got == 8 && key.is_made() {
+            return Ok(key);
+        }
+    }
+}
+
 /// Loads maps and programs. With `pins`, maps already pinned there are used and
 /// the others are pinned there.
 ///
@@ -113,7 +182,12 @@ impl Sizes {
 /// not a bpffs, or when the kernel refuses a program: the verifier's last words
 /// are in the error.
 pub fn load(pins: Option<&Path>, sizes: Sizes) -> Result<Ebpf> {
-    load_logging(pins, sizes, false)
+    let constants = Constants {
+        // Without them the programs have another way, which `attach` tells of.
+        fields: kernel_fields::find().unwrap_or_default(),
+        ..Constants::NONE
+    };
+    load_logging(pins, sizes, constants, false)
 }
 
 /// As [`load`]. With `log`, programs say what becomes of frames, see
@@ -121,8 +195,14 @@ pub fn load(pins: Option<&Path>, sizes: Sizes) -> Result<Ebpf> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_logging(pins: Option<&Path>, sizes: Sizes, log: bool) -> Result<Ebpf> {
-    let mut ebpf = load_maps(sizes, log, |name| pins.map(|folder| folder.join(name)))?;
+pub fn load_logging(
+    pins: Option<&Path>,
+    sizes: Sizes,
+    constants: Constants,
+    log: bool,
+) -> Result<Ebpf> {
+    let pin = |name: &str| pins.map(|folder| folder.join(name));
+    let mut ebpf = load_maps(sizes, constants, log, pin)?;
     for name in [
         program::UPLINK_INGRESS,
         program::UPLINK_EGRESS,
@@ -161,13 +241,31 @@ pub const WRITTEN: [&str; 9] = [
 /// # Errors
 /// As [`load`].
 pub fn load_apart(folder: &Path, sizes: Sizes) -> Result<Ebpf> {
-    load_maps(sizes, false, |name| {
+    load_maps(sizes, Constants::NONE, false, |name| {
         (!WRITTEN.contains(&name)).then(|| folder.join(name))
     })
 }
 
-fn load_maps(sizes: Sizes, log: bool, pin: impl Fn(&str) -> Option<PathBuf>) -> Result<Ebpf> {
+fn load_maps(
+    sizes: Sizes,
+    Constants { key, fields }: Constants,
+    log: bool,
+    pin: impl Fn(&str) -> Option<PathBuf>,
+) -> Result<Ebpf> {
+    let key = [key.mark, key.priority];
+    let fields = [
+        fields.skb_dev,
+        fields.skb_sk,
+        fields.skb_dst,
+        fields.skb_mac_len,
+        fields.dst_dev,
+        fields.dev_net,
+        fields.sock_net,
+        fields.known,
+    ];
     let mut loader = EbpfLoader::new();
+    loader.override_global(global::KEY, &key[..], true);
+    loader.override_global(global::KERNEL_FIELDS, &fields[..], true);
     let level = if log { aya_log::Level::Debug as u8 } else { 0 };
     loader.override_global(aya_log::LEVEL, &level, true);
     if !log {

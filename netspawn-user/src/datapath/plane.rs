@@ -11,14 +11,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use netspawn_ebpf::abi::{MAX_XDP_PORTS, Neighbor, program};
+use netspawn_ebpf::abi::{
+    CLOSED, Key, MAX_CLOSED, MAX_XDP_PORTS, Neighbor, program, settings_flag,
+};
 
 use super::{
     attach::{PortState, Ports, UplinkProgram, Uplinks, bpf, bpf::Hook},
     events::Events,
     groups::{self, Groups},
-    maps::Maps,
-    object::{self, Sizes},
+    maps::{self, Maps},
+    object::{self, Constants, Sizes},
     pins::{self, Pins},
     raise,
     reader::Size,
@@ -74,6 +76,8 @@ pub struct Plane {
     pub(super) netlink: Netlink,
     /// Ports whose guard has been seen to by this process.
     guarded: BTreeSet<u32>,
+    /// Ports with a guard of ours, whatever program it is; `None` until it was found out.
+    found_guards: Option<BTreeSet<u32>>,
     /// Those among them whose time has not been told.
     newly_guarded: Vec<(u32, Instant)>,
     /// Whether a port's machine takes XDP frames, where it was found out.
@@ -141,7 +145,7 @@ impl Plane {
         }
         let plane = pins
             .make()
-            .and_then(|()| Plane::load_with(pins.clone(), sizes, log, fresh))
+            .and_then(|()| Plane::load_with(pins.clone(), &others, sizes, log, fresh))
             .map(|plane| Plane { others, ..plane });
         if plane.is_err() && fresh {
             // The first failure is the one to report.
@@ -150,14 +154,31 @@ impl Plane {
         plane
     }
 
-    fn load_with(pins: Pins, sizes: Sizes, log: bool, fresh: bool) -> Result<Plane> {
+    fn load_with(
+        pins: Pins,
+        others: &[Pins],
+        sizes: Sizes,
+        log: bool,
+        fresh: bool,
+    ) -> Result<Plane> {
         let adopt = fresh || Sizes::pinned(&pins.maps()) == Some(sizes);
         let folder = if adopt { pins.maps() } else { pins.next_maps() };
         if !adopt {
             pins::remove_tree(&folder)?;
             fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        let mut ebpf = object::load_logging(Some(&folder), sizes, log)?;
+        let held = match fresh {
+            true => Key::default(),
+            false => Maps::open(&pins.maps())?.key()?,
+        };
+        let key = match held.is_made() {
+            true => held,
+            false => new_key(others)?,
+        };
+        let mut ebpf = object::load_logging(Some(&folder), sizes, Constants::of_kernel(key), log)?;
+        if !held.is_made() {
+            Maps::open(&pins.maps())?.set_key(key)?;
+        }
         if log {
             super::log::follow(&mut ebpf)?;
         }
@@ -209,6 +230,7 @@ impl Plane {
             uplinks: Uplinks::open()?,
             netlink: Netlink::open()?,
             guarded: BTreeSet::new(),
+            found_guards: None,
             newly_guarded: Vec::new(),
             takes_xdp: BTreeMap::new(),
             known: BTreeSet::new(),
@@ -234,6 +256,11 @@ impl Plane {
     /// When the buffer is not there.
     pub fn events(&self) -> Result<Events> {
         Events::open(&self.pins.maps())
+    }
+
+    /// What frames of this data plane carry from one program to another.
+    pub fn key(&self) -> Key {
+        self.state.settings.key
     }
 
     /// What was served before this process changed anything.
@@ -384,6 +411,11 @@ impl Plane {
             for other in &self.others {
                 upgrade::move_links(other, &self.pins)?;
             }
+            if !self.others.is_empty() {
+                // What the other version's guards send is strange to this one's egress, and
+                // not the other way round.
+                self.ports.replace_program(self.guard.as_fd())?;
+            }
             self.attach_uplinks()?;
             self.sync(wanted)?
         } else {
@@ -398,8 +430,8 @@ impl Plane {
             self.known.clear();
         }
         let states = self.ports.dump()?;
-        self.guarded = intact(&states, self.guard_id).collect();
-        self.guard_ports(&self.state.ports.keys().copied().collect());
+        self.look_at(&states);
+        self.guard_ports(&guarded_ports(&desired));
         for other in std::mem::take(&mut self.others) {
             upgrade::remove(&other)?;
             tracing::info!("replaced the data plane of another version");
@@ -469,20 +501,32 @@ impl Plane {
 
         let mut host = std::borrow::Cow::Borrowed(wanted.host);
         let mut refused = Vec::new();
-        let desired = loop {
+        if self.found_guards.is_none() {
+            // A guard of an earlier process may be on a port that is nobody's any more.
+            match self.ports.states() {
+                Ok(states) => self.look_at(&states),
+                Err(error) => refused.push(problem(error.to_string())),
+            }
+        }
+        let mut closed = BTreeMap::new();
+        let mut desired = loop {
             let desired = self.resolve(wanted, &host, &ifindexes);
-            let failed = self.guard_ports(&desired.state.ports.keys().copied().collect());
+            let failed = self.guard_ports(&guarded_ports(&desired));
             if failed.is_empty() {
                 if self.learn_xdp(&host, &desired) {
                     continue;
                 }
                 break desired;
             }
+            let names = machines_by_port(&desired);
             for (ifindex, problem) in failed {
                 host.to_mut().links.remove(&ifindex);
+                let name = names.get(&ifindex).map(|name| (*name).to_owned());
+                closed.insert(ifindex, (name, problem.fault.message.clone()));
                 refused.push(problem);
             }
         };
+        close(&mut desired, &closed, wanted.host);
 
         self.wanted = Size::of(&desired.state);
         let result = self.maps.apply(&plan::plan(&self.state, &desired.state));
@@ -502,13 +546,22 @@ impl Plane {
             .know(known.difference(&self.known))
             .context("cannot write the neighbors to the maps")?;
         self.known = known;
-        let before = std::mem::replace(&mut self.state, desired.state.clone());
-        for ifindex in before.ports.keys() {
-            if !self.state.ports.contains_key(ifindex)
-                && self.guarded.remove(ifindex)
-                && let Err(error) = self.ports.remove(*ifindex)
-            {
-                refused.push(problem(error.to_string()));
+        self.state = desired.state.clone();
+        let guarded = guarded_ports(&desired);
+        let found = self.found_guards.get_or_insert_default();
+        let left: Vec<u32> = found
+            .iter()
+            .filter(|ifindex| !guarded.contains(ifindex) && !closed.contains_key(ifindex))
+            .copied()
+            .collect();
+        for ifindex in left {
+            // Given back to the host, unless it is gone.
+            self.guarded.remove(&ifindex);
+            match self.ports.remove(ifindex) {
+                Ok(_) => {
+                    found.remove(&ifindex);
+                }
+                Err(error) => refused.push(problem(error.to_string())),
             }
         }
         let placed = wanted.snapshot.placed.values().flatten();
@@ -529,7 +582,6 @@ impl Plane {
             let result = groups::sync(&self.pins, &mut self.netlink, name, *ifindex, &groups);
             refused.extend(result.err().map(|error| problem(format!("{error:#}"))));
         }
-        let mut desired = desired;
         desired.problems.extend(refused);
         Ok(desired)
     }
@@ -561,12 +613,19 @@ impl Plane {
             match self.ports.ensure(*ifindex, self.guard.as_fd()) {
                 Ok(_) => {
                     self.guarded.insert(*ifindex);
+                    self.found_guards.get_or_insert_default().insert(*ifindex);
                     self.newly_guarded.push((*ifindex, Instant::now()));
                 }
                 Err(error) => failed.push((*ifindex, problem(error.to_string()))),
             }
         }
         failed
+    }
+
+    /// Takes note of the guards that there are.
+    fn look_at(&mut self, states: &BTreeMap<u32, PortState>) {
+        self.guarded = intact(states, self.guard_id).collect();
+        self.found_guards = Some(states.keys().copied().collect());
     }
 
     /// Ports that have got their guard since this was last asked, and when.
@@ -616,7 +675,7 @@ impl Plane {
         for ifindex in self.guarded.difference(&intact) {
             tracing::warn!("the guard of interface {ifindex} was taken off; it is put back");
         }
-        self.guarded.retain(|ifindex| intact.contains(ifindex));
+        self.look_at(&states);
         self.takes_xdp.clear();
         // Others may have taken the place of those.
         self.known.clear();
@@ -781,6 +840,52 @@ fn intact(states: &BTreeMap<u32, PortState>, guard: u32) -> impl Iterator<Item =
         .iter()
         .filter(move |(_, state)| state.guarded_by(guard));
     guarded.map(|(ifindex, _)| *ifindex)
+}
+
+/// The ports that are to have a guard.
+fn guarded_ports(desired: &Desired) -> BTreeSet<u32> {
+    let ports = desired.state.ports.keys().chain(&desired.closed);
+    ports.copied().collect()
+}
+
+/// The key of another version's data plane, or a new one.
+fn new_key(others: &[Pins]) -> Result<Key> {
+    for other in others {
+        if let Some(key) = maps::key_of_other(&other.maps())? {
+            return Ok(key);
+        }
+    }
+    object::random_key().context("cannot make a key for the data plane")
+}
+
+/// The machine that has each port, also one without room.
+fn machines_by_port(desired: &Desired) -> BTreeMap<u32, &str> {
+    let machines = desired.machines.iter();
+    machines
+        .filter_map(|machine| Some((machine.ifindex?, &*machine.name)))
+        .collect()
+}
+
+/// Has the programs know of the ports that have no guard: what comes in by them does not
+/// leave by an uplink. What is more than there is room for is not closed. Of each it is
+/// known whose port it is and what went wrong.
+fn close(desired: &mut Desired, closed: &BTreeMap<u32, (Option<String>, String)>, host: &Host) {
+    let mut ports: BTreeMap<&str, (u32, &str)> = BTreeMap::new();
+    for (ifindex, (name, why)) in closed.iter().take(MAX_CLOSED as usize) {
+        desired.state.interfaces.insert(*ifindex, CLOSED);
+        desired.state.settings.flags |= settings_flag::CLOSED;
+        ports.extend(name.as_ref().map(|name| (&**name, (*ifindex, &**why))));
+    }
+    if ports.is_empty() {
+        return;
+    }
+    for machine in &mut desired.machines {
+        if let Some((ifindex, why)) = ports.get(&*machine.name) {
+            machine.ifindex = Some(*ifindex);
+            machine.interface = host.links.get(ifindex).map(|link| link.name.clone());
+            machine.closed = Some((*why).to_owned());
+        }
+    }
 }
 
 fn unfinished(bpf_dir: &Path) -> String {

@@ -2,11 +2,12 @@
 //! the same content of the maps.
 
 use netspawn_ebpf::{
-    abi::{Owner, endpoint_flag},
+    abi::{NOBODY, Owner, endpoint_flag},
     decide::{
         self, Meta,
         error::{self, Toward},
         offload::Said,
+        past::{self, Past},
     },
     tables::Tables as _,
     verdict::{Action, Error, Family, Reason, Verdict},
@@ -48,7 +49,13 @@ pub fn judge<'a>(world: &'a World, case: &Case) -> Option<Judged<'a>> {
             Toward::Network,
             ifindex,
         ),
-        At::Host(ifindex) => (decide::host(frame, &meta, world), Toward::Host, ifindex),
+        At::Host(ifindex) => {
+            let verdict = match past::leaving(frame, ifindex, 0, || Past::OWN, world) {
+                Some(reason) => Verdict::drop(reason, NOBODY),
+                None => decide::host(frame, &meta, world),
+            };
+            (verdict, Toward::Host, ifindex)
+        }
         At::Port(id) => {
             let endpoint = world.machine(id)?;
             (

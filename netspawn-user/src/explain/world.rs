@@ -289,6 +289,14 @@ impl Tables for World {
         self.machine(id)
     }
 
+    fn port(&self, ifindex: u32) -> Owner {
+        let State {
+            ports, interfaces, ..
+        } = &self.state;
+        let found = ports.get(&ifindex).or(interfaces.get(&ifindex));
+        found.copied().unwrap_or(NOBODY)
+    }
+
     fn uplink(&self, ifindex: u32) -> Option<&Uplink> {
         self.state.uplinks.get(&ifindex)
     }

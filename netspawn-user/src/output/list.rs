@@ -44,6 +44,8 @@ pub struct ListRow {
     pub drops: BTreeMap<&'static str, u64>,
     /// Prefixes that it declares and others hold.
     pub conflicts: Vec<Conflict>,
+    /// Why nothing of it leaves its port; `null` where that is not closed.
+    pub closed: Option<String>,
     /// Where what is in place differs from what is declared.
     pub mismatches: Vec<Mismatch>,
     /// Traffic a second since the report before, of those that follow each other.
@@ -140,7 +142,11 @@ impl ListReport {
             .to_string()
         });
         column(layout.interface, "INTERFACE", &|row| {
-            cell(row.interface.as_ref())
+            let name = cell(row.interface.as_ref());
+            match row.closed {
+                Some(_) => format!("{name} (closed)"),
+                None => name,
+            }
         });
         column(layout.mac, "MAC", &|row| cell(row.mac.as_ref()));
         column(true, "ADDRESSES", &|row| {
@@ -227,6 +233,7 @@ mod tests {
                 prefix: "203.0.113.2/32".parse().unwrap(),
                 holder: "db".to_owned(),
             }],
+            closed: None,
             mismatches: Vec::new(),
             per_second: None,
         };
@@ -247,6 +254,7 @@ mod tests {
             tx_bytes: None,
             drops: BTreeMap::new(),
             conflicts: Vec::new(),
+            closed: None,
             mismatches: Vec::new(),
             per_second: None,
         };
@@ -311,7 +319,8 @@ a-long-name  waiting   -          10.0.0.1/32 +4        -     -        -
                 "tenant": "acme", "state": "conflict",
                 "rx_packets": 10, "rx_bytes": 980, "tx_packets": 9, "tx_bytes": 882,
                 "drops": {"spoofed_source": 2, "vlan": 1},
-                "conflicts": [{"prefix": "203.0.113.2/32", "holder": "db"}], "mismatches": [],
+                "conflicts": [{"prefix": "203.0.113.2/32", "holder": "db"}], "closed": null,
+                "mismatches": [],
             },
             {
                 "name": "a-long-name", "source": "config", "interface": null, "ifindex": null,
@@ -319,7 +328,7 @@ a-long-name  waiting   -          10.0.0.1/32 +4        -     -        -
                 "addresses": ["10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32", "10.0.0.4/32", "10.0.0.5/32"],
                 "tenant": null, "state": "waiting",
                 "rx_packets": null, "rx_bytes": null, "tx_packets": null, "tx_bytes": null,
-                "drops": {}, "conflicts": [], "mismatches": [],
+                "drops": {}, "conflicts": [], "closed": null, "mismatches": [],
             },
         ]);
         let printed: serde_json::Value =

@@ -16,7 +16,7 @@ use tabwriter::TabWriter;
 pub use check::{CheckReport, CheckRow};
 pub use counters::{CountersReport, Groups};
 pub use list::{ListReport, ListRow, Rates};
-pub use status::{AgentReport, MachineCounts, StatusReport, UplinkReport};
+pub use status::{AgentReport, ClosedPort, MachineCounts, StatusReport, UplinkReport};
 
 /// Data with a form for programs, which is a contract, and one for people,
 /// which is not.

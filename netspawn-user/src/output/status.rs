@@ -38,6 +38,19 @@ pub struct MachineCounts {
     pub conflict: usize,
 }
 
+/// The port of a machine that nothing leaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClosedPort {
+    /// Name.
+    pub interface: Option<String>,
+    /// ifindex.
+    pub ifindex: u32,
+    /// The machine that it is declared for.
+    pub machine: String,
+    /// Why it is closed.
+    pub reason: String,
+}
+
 /// The agent that runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AgentReport {
@@ -56,6 +69,8 @@ pub struct StatusReport {
     pub uplinks: Vec<UplinkReport>,
     /// Machines declared.
     pub machines: MachineCounts,
+    /// Ports that nothing leaves, because their machines cannot be served.
+    pub closed: Vec<ClosedPort>,
     /// Prefixes that machines hold.
     pub prefixes: usize,
     /// The agent, `null` when none runs.
@@ -145,6 +160,24 @@ impl StatusReport {
             "machines",
             &format!("{up} up, {waiting} waiting, {down} down, {conflict} in conflict"),
         )?;
+        let shown = match columns {
+            Some(_) => SHOWN,
+            None => usize::MAX,
+        };
+        for port in self.closed.iter().take(shown) {
+            let (name, machine) = (cell(port.interface.as_ref()), &port.machine);
+            line(
+                "closed",
+                &format!("{name} of machine {machine}: {}", port.reason),
+            )?;
+        }
+        if self.closed.len() > shown {
+            let more = self.closed.len() - shown;
+            line(
+                "",
+                &format!("and {more} more; `netspawn-xdp status | less` shows them"),
+            )?;
+        }
         line("prefixes", &self.prefixes.to_string())?;
         match &self.agent {
             Some(agent) => line(
@@ -172,10 +205,6 @@ impl StatusReport {
         if let Some(revert) = &self.revert {
             line("revert", &revert.words)?;
         }
-        let shown = match columns {
-            Some(_) => SHOWN,
-            None => usize::MAX,
-        };
         for mismatch in self.mismatches.iter().take(shown) {
             let who = mismatch.machine.as_ref().or(mismatch.interface.as_ref());
             let who = who.map_or_else(String::new, |who| format!("{who}: "));
@@ -242,6 +271,7 @@ mod tests {
                 mode: "tc".to_owned(),
                 programs: vec!["uplink_ingress".to_owned(), "uplink_egress".to_owned()],
             }],
+            closed: Vec::new(),
             machines: MachineCounts {
                 up: 3,
                 waiting: 1,
@@ -341,6 +371,7 @@ mismatch  web: declared, and not in the maps: 203.0.113.2/32 (no agent runs,
                     "programs": ["uplink_ingress", "uplink_egress"],
                 }],
                 "machines": {"up": 3, "waiting": 1, "down": 0, "conflict": 0},
+                "closed": [],
                 "prefixes": 7,
                 "agent": {"pid": 42, "since": "2023-11-14T22:13:20Z", "last_sync": null},
                 "mismatches": [],

@@ -200,6 +200,7 @@ fn room_for_neighbors_is_compared_with_the_machines() -> Result<()> {
                     tenant: None,
                     state: MachineState::Up,
                     conflicts: Vec::new(),
+                    closed: None,
                 })
                 .collect();
         }

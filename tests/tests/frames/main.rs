@@ -40,9 +40,10 @@ fn at_tc(row: &Row) -> Case {
         Kind::Answer | Kind::Forward => TC_REDIRECT,
     };
     let forwards = row.reason.kind() == Kind::Forward;
-    // What comes back through another hook of ours is known by its mark.
+    // What comes back through another hook of ours is known by its mark; there is none at
+    // the egress of a port.
     let answers = row.reason.kind() == Kind::Answer || row.is_told();
-    let marked = answers || forwards && row.machine == NOBODY;
+    let marked = answers && !matches!(row.at, At::Port(_)) || forwards && row.machine == NOBODY;
     let mut case = Case::new(row, hook, code);
     case.mark = if marked { MARK } else { 0 };
     case.received = (forwards && row.machine != NOBODY).then_some(row.machine);

@@ -122,6 +122,7 @@ mod tests {
             tx_bytes: None,
             drops: Default::default(),
             conflicts: Vec::new(),
+            closed: None,
             mismatches: Vec::new(),
             per_second: None,
         }

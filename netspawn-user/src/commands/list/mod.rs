@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::bail;
-use netspawn_ebpf::abi::{Traffic, endpoint_flag};
+use netspawn_ebpf::abi::{CLOSED, Traffic, endpoint_flag};
 
 use self::filter::Wanted;
 use super::{Compared, DataPlane, View, compared, watch};
@@ -154,6 +154,14 @@ pub(super) fn state(machine: &Machine, view: &View) -> MachineState {
     }
 }
 
+/// Why nothing of a machine leaves its port, if that is closed.
+pub(super) fn closed(machine: &Machine, view: &View) -> Option<String> {
+    let held = |ifindex: u32| view.held.interfaces.get(&ifindex) == Some(&CLOSED);
+    let unguarded = machine.ifindex.is_some_and(held);
+    let why = unguarded.then(|| "its guard cannot be attached".to_owned());
+    machine.closed.clone().or(why)
+}
+
 /// The id under which the maps hold a machine.
 fn held(machine: &Machine, view: &View) -> Option<u32> {
     machine.endpoint.filter(|id| {
@@ -186,6 +194,7 @@ fn row(
         tx_bytes: traffic.map(|traffic| traffic.tx_bytes),
         drops: id.and_then(|id| drops.remove(&id)).unwrap_or_default(),
         conflicts: machine.conflicts.clone(),
+        closed: closed(machine, view),
         mismatches: Vec::new(),
         per_second: None,
     }
@@ -219,6 +228,7 @@ fn withdrawn(
             None => MachineState::Waiting,
         },
         conflicts: Vec::new(),
+        closed: None,
     };
     ListRow {
         source: None,

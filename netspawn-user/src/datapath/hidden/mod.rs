@@ -6,7 +6,7 @@
 //! Which way there is is found out by trying: a small program with the same instructions
 //! is loaded, and never run.
 
-mod btf;
+pub(super) mod btf;
 
 use std::{io, ops::Range, os::fd::OwnedFd, sync::OnceLock};
 

@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use netspawn_ebpf::abi::MARK;
+use netspawn_ebpf::abi::Key;
 
 pub use frame::announcement;
 pub use queue::{Announcement, Cause, Place, Queue, Round, Served, TIMES};
@@ -19,19 +19,19 @@ pub use queue::{Announcement, Cause, Place, Queue, Round, Served, TIMES};
 /// Sends announcements out of the uplinks of the network namespace of the
 /// thread that opened it.
 ///
-/// Frames carry the mark of what the data plane itself sends, so that its
-/// program at the uplink's egress lets them pass.
+/// Frames carry the key of what the data plane itself sends, so that its program at the
+/// uplink's egress lets them pass.
 #[derive(Debug)]
 pub struct Sender {
     socket: OwnedFd,
 }
 
 impl Sender {
-    /// Opens a packet socket that receives nothing.
+    /// Opens a packet socket that receives nothing. `key` is the data plane's.
     ///
     /// # Errors
     /// Without CAP_NET_RAW and CAP_NET_ADMIN.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(key: Key) -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: the call takes no pointers.
         let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
@@ -40,19 +40,20 @@ impl Sender {
         }
         // SAFETY: a new descriptor that nobody else has.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mark = MARK;
-        // SAFETY: the value and its length are those of a live `u32`.
-        let marked = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MARK,
-                (&raw const mark).cast(),
-                size_of_val(&mark) as libc::socklen_t,
-            )
-        };
-        if marked < 0 {
-            return Err(io::Error::last_os_error());
+        for (option, value) in [(libc::SO_MARK, key.mark), (libc::SO_PRIORITY, key.priority)] {
+            // SAFETY: the value and its length are those of a live `u32`.
+            let set = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    option,
+                    (&raw const value).cast(),
+                    size_of_val(&value) as libc::socklen_t,
+                )
+            };
+            if set < 0 {
+                return Err(io::Error::last_os_error());
+            }
         }
         Ok(Sender { socket })
     }
@@ -91,13 +92,13 @@ impl Sender {
 ///
 /// # Errors
 /// When the kernel refuses one; the others are sent all the same.
-pub fn once(before: Served, served: Served) -> io::Result<()> {
+pub fn once(key: Key, before: Served, served: Served) -> io::Result<()> {
     let mut queue = Queue::new(before, 1);
     queue.update(served, Instant::now());
     if queue.next().is_none() {
         return Ok(());
     }
-    let sender = Sender::open()?;
+    let sender = Sender::open(key)?;
     let mut result = Ok(());
     while let Some(next) = queue.next() {
         thread::sleep(next.saturating_duration_since(Instant::now()));
