@@ -41,7 +41,7 @@ const ROWS: [(&str, &[&str], &str); 7] = [
         "Forwarding, port to anywhere",
     ),
     ("M", &["1", "2", "3"], "Announcements and group membership"),
-    ("U", &["3"], "Ports without a machine"),
+    ("U", &["1", "2", "3"], "Ports without a machine"),
 ];
 
 /// Where tests record what they hold.
@@ -64,7 +64,7 @@ pub fn start() -> Result<()> {
 }
 
 /// The suites that record.
-pub const RECORDING: [&str; 2] = ["frames", "uplink"];
+pub const RECORDING: [&str; 3] = ["frames", "ports", "uplink"];
 
 /// Writes the document from the record of these suites.
 ///
@@ -122,7 +122,7 @@ fn document(record: &str) -> Result<(String, Vec<String>)> {
     let mut missing = Vec::new();
     let mut text = String::from(
         "# Rows of the protocol, and the tests that hold them\n\n\
-         Written by `cargo xtask test frames uplink` from what the suites record; in a whole run a\n\
+         Written by `cargo xtask test frames ports uplink` from what the suites record; in a whole run a\n\
          row without a test, or a change here, is a failure. `cases` counts frames, or runs of a test with real peers.\n",
     );
     for (letter, numbers, title) in ROWS {

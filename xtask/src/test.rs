@@ -130,7 +130,7 @@ fn run_suite(suite: &str) -> Result<()> {
             "revert" => 4,
             // They mostly wait.
             "attacks" | "check" | "clients" | "explain" | "kernels" | "machined" | "mtu"
-            | "netns" | "package" | "uplink" | "via_host" => 2,
+            | "netns" | "package" | "ports" | "uplink" | "via_host" => 2,
             // They share the cores, and look at the clock.
             _ => 1,
         };

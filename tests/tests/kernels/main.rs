@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use netspawn_tests::{Guest, Kernel, Report};
+use netspawn_tests::{Guest, Kernel, Report, protocol::holds};
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -55,6 +55,52 @@ fn bond_failover(series: &str) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// What this machine's own kernel may lack: ipvlan, VLANs, VRFs.
+#[test]
+fn devices_on_an_uplink_forge_no_machine_without_tcx() -> Result<()> {
+    devices_on_an_uplink_forge_no_machine("6.1")
+}
+
+#[test]
+fn devices_on_an_uplink_forge_no_machine_with_tcx() -> Result<()> {
+    devices_on_an_uplink_forge_no_machine("6.12")
+}
+
+/// Not among those of every run.
+#[test]
+#[ignore = "older and newer kernels stand for these"]
+fn devices_on_an_uplink_forge_no_machine_elsewhere() -> Result<()> {
+    devices_on_an_uplink_forge_no_machine("6.18")?;
+    devices_on_an_uplink_forge_no_machine(&Kernel::newest_series()?)
+}
+
+fn devices_on_an_uplink_forge_no_machine(series: &str) -> Result<()> {
+    let _rows = holds("kernels::devices_on_an_uplink", None, &["U2"]);
+    let kernel = Kernel::series(series)?;
+    let modules = [
+        "veth",
+        "macvlan",
+        "ipvlan",
+        "8021q",
+        "vrf",
+        "sch_ingress",
+        "cls_bpf",
+    ];
+    let report = Guest::new(&kernel)
+        .modules(&modules)?
+        .programs(&["ip", "ping"])?
+        .netspawn_xdp()?
+        .run(include_str!("children.sh"), LIMIT)?;
+    writeln!(
+        io::stderr(),
+        "kernel {}\n{}",
+        kernel.release(),
+        report.console
+    )?;
+    ensure!(report.status == 0, "the script failed: {}", report.status);
     Ok(())
 }
 
