@@ -14,14 +14,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use netspawn_ebpf::{
-    abi::{
-        Endpoint, MARK, NO_NEIGHBOR, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
-        settings_flag,
-    },
+    abi::{Endpoint, MARK, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag, settings_flag},
     decide::{
         self, Meta,
         error::Toward,
-        neighbor::sought,
+        neighbor::{NO_LINK, link},
         offload::{Judged, Said},
         reply::let_in,
     },
@@ -369,8 +366,8 @@ fn send_out(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, hop: &NextHop) -> i32 {
 /// Whether the kernel may look for the neighbor that it needs for a machine's frame.
 #[inline(always)]
 fn may_go(skb: &Skb, verdict: &Verdict<'_>, id: Owner) -> bool {
-    let neighbor = sought(&skb.packet(), verdict, id, skb.ifindex(), &Maps);
-    neighbor == NO_NEIGHBOR || neighbors::may_seek(id, &neighbor)
+    let link = link(verdict, skb.ifindex());
+    link == NO_LINK || neighbors::may_seek(skb.raw, id, link)
 }
 
 /// Lets a frame come in once more, on an uplink, for the host's stack.
@@ -558,7 +555,7 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
     let skb = skb.pulled();
     let meta = skb.meta();
     let mut verdict = decide::port(&skb.packet(), &meta, id, endpoint, &Maps);
-    if matches!(verdict.reason, Reason::HostDenied) && flows::answers(skb.raw, &skb.packet()) {
+    if matches!(verdict.reason, Reason::HostDenied) && flows::answers(skb.raw) {
         verdict = let_in(&verdict);
     }
     if !may_go(&skb, &verdict, id) {
