@@ -12,7 +12,7 @@ use netspawn_ebpf::{
     abi::{self, MACHINE, NO_NEIGHBOR, Neighbor},
     decide::{
         Meta,
-        neighbor::{heard, mapped, sought},
+        neighbor::{NO_LINK, heard, link, mapped, sought},
         offload::Said,
     },
     verdict::{Reason, Verdict},
@@ -38,7 +38,10 @@ fn sought_by(frame: &[u8]) -> Neighbor {
     let meta = Meta::new(frame, &said);
     let verdict =
         decide(&world, At::Port(WEB), frame, &meta, &said).expect("it is a machine's port");
-    sought(frame, &verdict, WEB, PORT, &world)
+    match link(&verdict, PORT) {
+        NO_LINK => NO_NEIGHBOR,
+        link => sought(frame, link, WEB, &world),
+    }
 }
 
 fn from4(source: Ipv4, destination: Ipv4) -> Vec<u8> {

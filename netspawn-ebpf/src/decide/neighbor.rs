@@ -10,7 +10,7 @@
 use super::{arp, nd_type};
 use crate::abi::{self, MACHINE, NO_NEIGHBOR, Neighbor, Owner, nexthop_flag};
 use crate::tables::Tables;
-use crate::verdict::{Action, Family, Reason, Verdict};
+use crate::verdict::{Action, Reason, Verdict};
 use crate::wire::{
     Frame, Ip6, Ipv4, Ipv4Hdr, L3, Words6, ether_type, is_link_local6, is_unspecified6,
     ndp::{HOP_LIMIT, TARGET, kind},
@@ -76,72 +76,63 @@ pub fn heard<F: Frame + ?Sized>(frame: &F, verdict: &Verdict<'_>) -> Words6 {
     }
 }
 
-/// The neighbor that the kernel has to have an entry for, or make one, when a machine's
-/// packet goes where `verdict` says: the destination on the link of its route, or the
-/// source where the host gets the packet, on the link by which it answers. Single
-/// addresses of machines do not count, there are no more of them than were declared.
+/// On which link a machine's packet needs a neighbor, and which one, in one word: functions
+/// of programs take few arguments. The upper half is the link's ifindex; the lower half
+/// the 802.1Q id of its frames, or [`MACHINE`] where the neighbor is the sender.
+pub type Link = u64;
+
+/// None.
+pub const NO_LINK: Link = 0;
+
+/// The link on which the kernel has to have an entry, or make one, when a machine's packet
+/// goes where `verdict` says: of the destination, on the link of its route, or of the
+/// source where the host gets the packet, on the link by which it answers.
 ///
 /// `ifindex` is that of the machine's port.
 #[inline(always)]
-pub fn sought<F, T>(
-    frame: &F,
-    verdict: &Verdict<'_>,
-    id: Owner,
-    ifindex: u32,
-    tables: &T,
-) -> Neighbor
-where
-    F: Frame + ?Sized,
-    T: Tables,
-{
+pub fn link(verdict: &Verdict<'_>, ifindex: u32) -> Link {
+    let link = |ifindex: u32, vlan: u32| u64::from(ifindex) << 32 | u64::from(vlan);
     match (verdict.action, verdict.hop) {
         (Action::Out, Some(hop)) if hop.flags & nexthop_flag::ON_LINK != 0 => {
-            let vlan = hop.flags >> nexthop_flag::VLAN_SHIFT;
-            abi::neighbor(&destination(frame, verdict.family), hop.uplink, vlan)
+            link(hop.uplink, hop.flags >> nexthop_flag::VLAN_SHIFT)
         }
         (Action::ToHost, Some(hop)) if hop.flags & nexthop_flag::ON_LINK != 0 => {
-            source(frame, id, hop.uplink, tables)
+            link(hop.uplink, MACHINE)
         }
-        (Action::Pass, _) => source(frame, id, ifindex, tables),
-        _ => NO_NEIGHBOR,
+        (Action::Pass, _) => link(ifindex, MACHINE),
+        _ => NO_LINK,
     }
 }
 
+/// The neighbor on a link that a machine's packet needs. Single addresses of machines do
+/// not count, there are no more of them than were declared.
 #[inline(always)]
-fn destination<F: Frame + ?Sized>(frame: &F, family: Family) -> Words6 {
-    match family {
-        Family::V4 => match frame.read::<Ipv4Hdr>(L3) {
-            Some(ip) => mapped(ip.dst_addr),
-            None => [0; 2],
-        },
-        Family::V6 => match Ip6::read(frame) {
-            Some(ip) => ip.destination,
-            None => [0; 2],
-        },
-    }
-}
-
-#[inline(always)]
-fn source<F, T>(frame: &F, id: Owner, ifindex: u32, tables: &T) -> Neighbor
+pub fn sought<F, T>(frame: &F, link: Link, id: Owner, tables: &T) -> Neighbor
 where
     F: Frame + ?Sized,
     T: Tables,
 {
     const ETHER_TYPE: usize = 12;
+    let (ifindex, vlan) = ((link >> 32) as u32, link as u32);
+    let sends = vlan == MACHINE;
     match frame.read::<u16>(ETHER_TYPE).map(u16::from_be) {
         Some(ether_type::IPV4) => match frame.read::<Ipv4Hdr>(L3) {
+            Some(ip) if !sends => abi::neighbor(&mapped(ip.dst_addr), ifindex, vlan),
             Some(ip) if ip.src_addr != [0; 4] && !tables.is_single4(id, &ip.src_addr) => {
-                abi::neighbor(&mapped(ip.src_addr), ifindex, MACHINE)
+                abi::neighbor(&mapped(ip.src_addr), ifindex, vlan)
             }
             _ => NO_NEIGHBOR,
         },
         // The kernel makes no entry for who advertises itself unasked.
-        Some(ether_type::IPV6) if nd_type(frame) != kind::ADVERTISEMENT => match Ip6::read(frame) {
-            Some(ip) if !is_unspecified6(&ip.source) && !tables.is_single6(id, &ip.source) => {
-                abi::neighbor(&ip.source, ifindex, MACHINE)
+        Some(ether_type::IPV6) if !sends || nd_type(frame) != kind::ADVERTISEMENT => {
+            match Ip6::read(frame) {
+                Some(ip) if !sends => abi::neighbor(&ip.destination, ifindex, vlan),
+                Some(ip) if !is_unspecified6(&ip.source) && !tables.is_single6(id, &ip.source) => {
+                    abi::neighbor(&ip.source, ifindex, vlan)
+                }
+                _ => NO_NEIGHBOR,
             }
-            _ => NO_NEIGHBOR,
-        },
+        }
         _ => NO_NEIGHBOR,
     }
 }

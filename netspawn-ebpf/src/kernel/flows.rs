@@ -52,9 +52,10 @@ fn write(flow: &Flow) {
 }
 
 /// Whether a machine's packet for the host answers it.
-#[inline(always)]
-pub fn answers(raw: *mut __sk_buff, frame: &Packet) -> bool {
-    let flow = answered(frame);
+#[inline(never)]
+pub fn answers(raw: *mut __sk_buff) -> bool {
+    let frame = Packet::of(raw);
+    let flow = answered(&frame);
     flow != NO_FLOW && (is_open(&flow) || has_socket(raw, &flow))
 }
 

@@ -1,17 +1,17 @@
 //! Which neighbors machines may have the kernel look for.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_ktime_get_coarse_ns};
 use netspawn_ebpf::{
-    abi::{self, Neighbor, Owner},
+    abi::{self, NO_NEIGHBOR, Neighbor, Owner},
     decide::{
         budget,
-        neighbor::{WINDOW, heard},
+        neighbor::{Link, WINDOW, heard, sought},
     },
     verdict::Verdict,
 };
 
 use super::{
-    maps::{ASKED, BUDGETS, SHARED, STATIONS},
+    maps::{ASKED, BUDGETS, Maps, SHARED, STATIONS},
     packet::Packet,
 };
 
@@ -38,11 +38,16 @@ fn note(station: &Neighbor) {
     }
 }
 
-/// Whether an endpoint may have the kernel look for a neighbor, or remember it: one that
-/// was heard, one that was looked for just now, or one that its budget and that of all
-/// allow.
+/// Whether an endpoint may have the kernel look for the neighbor on a link that its packet
+/// needs, or remember it: one that was heard, one that was looked for just now, or one
+/// that its budget and that of all allow.
 #[inline(never)]
-pub fn may_seek(id: Owner, neighbor: &Neighbor) -> bool {
+pub fn may_seek(raw: *mut __sk_buff, id: Owner, link: Link) -> bool {
+    let frame = Packet::of(raw);
+    let neighbor = &sought(&frame, link, id, &Maps);
+    if *neighbor == NO_NEIGHBOR {
+        return true;
+    }
     // SAFETY: the value is not read.
     if unsafe { STATIONS.get(neighbor) }.is_some() {
         return true;

@@ -1,6 +1,7 @@
 //! Direct packet access, in the form that the verifier follows: a pointer, an
 //! offset it knows the bounds of, and a comparison with the packet's end.
 
+use aya_ebpf::bindings::__sk_buff;
 use netspawn_ebpf::wire::{Frame, FrameMut, Pod};
 
 /// No offset into a frame reaches this (the verifier's `MAX_PACKET_OFF`).
@@ -18,6 +19,20 @@ impl Packet {
     #[inline(always)]
     pub fn new(start: usize, end: usize) -> Self {
         Packet { start, end }
+    }
+
+    /// The bytes of an skb in reach, in a function of its own: LLVM would have the caller
+    /// read the pointers, cut to 32 bits.
+    #[inline(always)]
+    pub fn of(raw: *mut __sk_buff) -> Self {
+        // SAFETY: the context is valid for the whole run of the program.
+        let (start, end) = unsafe {
+            (
+                (&raw const (*raw).data).read_volatile(),
+                (&raw const (*raw).data_end).read_volatile(),
+            )
+        };
+        Packet::new(start as usize, end as usize)
     }
 
     /// Bytes in reach.

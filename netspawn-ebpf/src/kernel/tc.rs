@@ -1,6 +1,6 @@
 //! Programs at tc hooks.
 
-use core::mem::offset_of;
+use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -14,14 +14,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use netspawn_ebpf::{
-    abi::{
-        Endpoint, Key, NO_NEIGHBOR, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
-        settings_flag,
-    },
+    abi::{Endpoint, Key, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag, settings_flag},
     decide::{
         self, Meta,
         error::Toward,
-        neighbor::sought,
+        neighbor::{NO_LINK, link},
         offload::{Judged, Said},
         past,
         reply::let_in,
@@ -90,10 +87,6 @@ impl Skb {
         /// Bytes of the frame, also out of reach.
         len
     );
-    field!(
-        /// The device of the hook.
-        ifindex
-    );
     field!(mark);
     field!(priority);
     field!(
@@ -106,6 +99,24 @@ impl Skb {
     field!(vlan_tci);
     field!(gso_size);
     field!(protocol);
+
+    /// The device of the hook.
+    ///
+    /// By an instruction of its own: LLVM keeps the address of a field that is read more than
+    /// once, and the verifier reads the context by its own address alone.
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        let value: u64;
+        // SAFETY: the context is valid for the whole run of the program.
+        unsafe {
+            asm!(
+                "{} = *(u32 *)({} + {})",
+                out(reg) value, in(reg) self.raw, const offset_of!(__sk_buff, ifindex),
+                options(pure, readonly, nostack)
+            );
+        }
+        value as u32
+    }
 
     /// The same, with nothing known of it: what has been found out of the frame before
     /// would make the verifier walk all that follows once for each way that leads here.
@@ -408,8 +419,8 @@ fn send_out(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, hop: &NextHop) -> i32 {
 /// Whether the kernel may look for the neighbor that it needs for a machine's frame.
 #[inline(always)]
 fn may_go(skb: &Skb, verdict: &Verdict<'_>, id: Owner) -> bool {
-    let neighbor = sought(&skb.packet(), verdict, id, skb.ifindex(), &Maps);
-    neighbor == NO_NEIGHBOR || neighbors::may_seek(id, &neighbor)
+    let link = link(verdict, skb.ifindex());
+    link == NO_LINK || neighbors::may_seek(skb.raw, id, link)
 }
 
 /// Lets a frame come in once more, on an uplink, for the host's stack.
@@ -638,7 +649,7 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
     let skb = skb.pulled();
     let meta = skb.meta();
     let mut verdict = decide::port(&skb.packet(), &meta, id, endpoint, &Maps);
-    if matches!(verdict.reason, Reason::HostDenied) && flows::answers(skb.raw, &skb.packet()) {
+    if matches!(verdict.reason, Reason::HostDenied) && flows::answers(skb.raw) {
         verdict = let_in(&verdict);
     }
     if !may_go(&skb, &verdict, id) {

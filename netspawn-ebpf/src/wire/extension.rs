@@ -34,7 +34,7 @@ pub const fn is_extension(number: u8) -> bool {
 ///
 /// `None` where that cannot be told: the header is not in reach or in another fragment,
 /// which no sender may do (RFC 7112), or behind more extensions than there are kinds.
-#[inline(always)]
+#[inline(never)]
 pub fn udp_ports<F: Frame + ?Sized>(frame: &F, ip: &Ip6) -> Option<(u16, u16)> {
     let end = L4_V6 + usize::from(ip.payload);
     let (mut next, mut offset) = (ip.next_header, L4_V6);

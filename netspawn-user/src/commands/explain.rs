@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
-use netspawn_ebpf::{abi::program, verdict::Action};
+use netspawn_ebpf::{
+    abi::program,
+    decide::reply,
+    verdict::{Action, Reason},
+};
 
 use crate::{
     cli::Global,
@@ -151,12 +155,19 @@ impl Explainer {
         for run in runs.iter().flatten() {
             self.check_build(run.program)?;
         }
-        let judged = judge::judge(&self.world, case).with_context(|| {
+        let mut judged = judge::judge(&self.world, case).with_context(|| {
             format!(
                 "the maps do not hold the place of the frame ({:?}); see `netspawn-xdp status`",
                 case.at
             )
         })?;
+        if judged.verdict.reason == Reason::HostDenied
+            && let Some(run) = runs.iter().flatten().next_back()
+            && !run.counted.contains(&Reason::HostDenied)
+        {
+            // It answers a socket of the host's, which the program alone can find.
+            judged.verdict = reply::let_in(&judged.verdict);
+        }
         let mut fault = None;
         for run in runs.iter().flatten() {
             if let Some(difference) = judged.differs(run) {
@@ -211,6 +222,9 @@ impl Explainer {
 /// What happens behind the program that decides.
 fn onward(case: &Case, judged: &Judged<'_>) -> Option<&'static str> {
     let verdict = &judged.verdict;
+    if verdict.reason == Reason::HostDenied {
+        return Some("let in where it answers what the host has sent just now");
+    }
     match (verdict.action, case.at) {
         (Action::ToHost, _) => Some("the host's stack gets it, marked, and its firewall decides"),
         (Action::Pass, At::Host(_)) => Some("it goes on as the host sent it"),
