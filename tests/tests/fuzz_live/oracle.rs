@@ -393,12 +393,14 @@ impl Seen<'_> {
         is.then_some(kind)
     }
 
-    /// Neighbor discovery that its receiver would believe never crosses a host.
+    /// Neighbor discovery that its receiver would believe never crosses a host; but it may
+    /// ask the host for a router, in its own name.
     fn no_discovery(&self) -> Result<(), &'static str> {
-        if self.discovery().is_some() && self.frame[21] == 255 {
-            Err("it is neighbor discovery")
-        } else {
-            Ok(())
+        match self.discovery() {
+            _ if self.frame.get(21) != Some(&255) => Ok(()),
+            None => Ok(()),
+            Some(133) if self.link_layer().is_none_or(|mac| mac == self.from) => Ok(()),
+            Some(_) => Err("it is neighbor discovery"),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    env,
     fmt::{self, Write as _},
     fs::{File, OpenOptions},
     io::Read as _,
@@ -466,7 +467,14 @@ impl Session {
             mode.name(),
             violation.what.replace(' ', "-")
         );
-        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name.to_lowercase());
+        // In a guest there is no such directory.
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let directory = if directory.is_dir() {
+            directory
+        } else {
+            env::temp_dir()
+        };
+        let path = directory.join(name.to_lowercase());
         write_pcap(&path, &all)?;
         let decoded = Command::new("tcpdump")
             .args(["-nn", "-e", "-t", "-v", "-r"])
