@@ -98,7 +98,7 @@ pub use pinging::{PING_INTERVAL, Pinging};
 pub use snapshot::{Snapshot, interfaces};
 pub use tmux::Tmux;
 pub use traffic::{
-    STALL, all_reachable, fetch, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
+    STALL, all_reachable, fetch, pattern, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
 };
 pub use tuntap::{Offload, TapWire, Undone};
 pub use workdir::{Workdir, remount, remove as remove_folder, remove_all as remove_folders};
