@@ -39,7 +39,7 @@ impl Checksums {
         ));
         write_pcap(&file, frames)?;
         let output = Command::new("tcpdump")
-            .args(["-nn", "-t", "-vv", "-r"])
+            .args(["-nn", "-t", "-vv", "-Z", "root", "-r"])
             .arg(&file)
             .env("LC_ALL", "C")
             .stdin(Stdio::null())

@@ -475,6 +475,8 @@ impl<'a> Guest<'a> {
         );
         Ok(self
             .file("/init", 0o755, init.replace("\n             ", "\n"))
+            // Programs ask for the name of who runs them.
+            .file("/etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n")
             .file("/script", 0o644, script))
     }
 

@@ -477,7 +477,7 @@ impl Session {
         let path = directory.join(name.to_lowercase());
         write_pcap(&path, &all)?;
         let decoded = Command::new("tcpdump")
-            .args(["-nn", "-e", "-t", "-v", "-r"])
+            .args(["-nn", "-e", "-t", "-v", "-Z", "root", "-r"])
             .arg(&path)
             .output()
             .context("tcpdump decodes the frames")?;

@@ -2,6 +2,7 @@
 
 mod fuzz;
 mod matrix;
+mod offloads;
 
 use std::{
     io::{self, Write as _},

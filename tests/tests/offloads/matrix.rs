@@ -188,14 +188,20 @@ pub fn bytes() -> Result<usize> {
     }
 }
 
-/// Whether this kernel has a kind of link; with `NETSPAWN_OFFLOADS_ALL` it has to.
+/// What `NETSPAWN_OFFLOADS_ALL` asks of a kernel: to have everything, of which the `rest`
+/// is shown, what many have not, or the `whole`.
+fn all() -> Option<String> {
+    env::var("NETSPAWN_OFFLOADS_ALL").ok()
+}
+
+/// Whether this kernel has a kind of link.
 fn has_link(words: &str) -> Result<bool> {
     let scratch = Ns::new("scratch")?;
     scratch.run("ip link add host0 type veth peer name other")?;
     let made = scratch.run(&format!("ip link add tun42 {words}"));
     match made {
         Ok(_) => Ok(true),
-        Err(error) if env::var_os("NETSPAWN_OFFLOADS_ALL").is_some() => Err(error),
+        Err(error) if all().is_some() => Err(error),
         Err(_) => Ok(false),
     }
 }
@@ -286,15 +292,21 @@ impl Stage {
 
     fn pairs(&self) -> Vec<Pair<'_>> {
         let lab = &self.lab;
-        let kinds: Vec<Traffic> = [
+        let whole = [
             Traffic::Tcp,
             Traffic::Sctp,
             Traffic::Udp,
             Traffic::UdpSegments,
-        ]
-        .into_iter()
-        .filter(|traffic| traffic.exists())
-        .collect();
+        ];
+        let wanted: &[Traffic] = match all().as_deref() {
+            Some("rest") => &[Traffic::Sctp],
+            _ => &whole,
+        };
+        let existing = |wanted: &[Traffic]| -> Vec<Traffic> {
+            let there = |traffic: &Traffic| all().is_some() || traffic.exists();
+            wanted.iter().copied().filter(there).collect()
+        };
+        let kinds = existing(wanted);
         let (web, db) = (lab.machine("web"), lab.machine("db"));
         let pair = |name: &str, client, server, addresses: [IpAddr; 2]| Pair {
             name: name.to_owned(),
@@ -304,7 +316,7 @@ impl Stage {
             kinds: kinds.clone(),
             strict: self.mode == Mode::Tc,
         };
-        let mut all = vec![
+        let mut pairs = vec![
             pair(
                 "machine, network",
                 (&web.ns, HOST0),
@@ -337,18 +349,20 @@ impl Stage {
             ),
         ];
         if self.tagged {
-            let tagged = lab.machine("tagged");
-            all.push(pair(
+            let machine = lab.machine("tagged");
+            let mut tagged = pair(
                 "machine of a VLAN, network",
-                (&tagged.ns, HOST0),
+                (&machine.ns, HOST0),
                 (&lab.net, LAN),
                 [
                     [192, 0, 2, 1].into(),
                     Ipv6Addr::new(0x2001, 0xdb8, 0x30, 0, 0, 0, 0, 1).into(),
                 ],
-            ));
+            );
+            tagged.kinds = existing(&whole);
+            pairs.push(tagged);
         }
-        all
+        pairs
     }
 }
 
@@ -619,7 +633,10 @@ fn tunnels(stage: &Stage, column: &'static str, table: &mut Table) -> Result<()>
                 client: (&web.ns, HOST0),
                 server: (server, interface),
                 addresses: vec![tunnel.inner()],
-                kinds: vec![Traffic::Tcp, Traffic::UdpSegments],
+                kinds: match (all().as_deref(), name) {
+                    (Some("rest"), "machine") => vec![Traffic::Tcp],
+                    _ => vec![Traffic::Tcp, Traffic::UdpSegments],
+                },
                 strict: stage.mode == Mode::Tc,
             };
             let made = tunnel
