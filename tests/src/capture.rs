@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 
 use crate::{cmd::Process, ns::Ns};
 
-const ETH_P_ALL: u16 = 3;
+/// Every Ethernet type.
+pub(crate) const ETH_P_ALL: u16 = 3;
 
 /// Records every frame an interface sends or receives, from [`Capture::start`] on.
 ///
@@ -143,7 +144,7 @@ pub fn send_frames(ns: &Ns, interface: &str, frame: &[u8], count: usize) -> Resu
     Ok(())
 }
 
-fn packet_socket(ns: &Ns, interface: &str, protocol: u16) -> Result<OwnedFd> {
+pub(crate) fn packet_socket(ns: &Ns, interface: &str, protocol: u16) -> Result<OwnedFd> {
     let ifindex = ns.ifindex(interface)?;
     ns.enter(|| {
         // SAFETY: the call takes no pointers; a non-negative result is a new descriptor.
@@ -176,7 +177,7 @@ fn packet_socket(ns: &Ns, interface: &str, protocol: u16) -> Result<OwnedFd> {
     })
 }
 
-fn set(socket: &OwnedFd, level: i32, option: i32, value: i32) -> Result<()> {
+pub(crate) fn set(socket: &OwnedFd, level: i32, option: i32, value: i32) -> Result<()> {
     // SAFETY: the value is an int of the length said.
     let done = unsafe {
         libc::setsockopt(

@@ -24,6 +24,8 @@ pub struct Checksums {
     pub wrong: Vec<String>,
     /// Lines about a wrong checksum of TCP or UDP.
     pub transport: Vec<String>,
+    /// Right checksums of TCP and UDP.
+    pub transport_right: usize,
 }
 
 impl Checksums {
@@ -37,7 +39,7 @@ impl Checksums {
         ));
         write_pcap(&file, frames)?;
         let output = Command::new("tcpdump")
-            .args(["-nn", "-t", "-vv", "-r"])
+            .args(["-nn", "-t", "-vv", "-Z", "root", "-r"])
             .arg(&file)
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
@@ -63,6 +65,9 @@ impl Checksums {
                 verdict.frames += 1;
             }
             let icmp = line.contains("ICMP");
+            for words in ["(correct)", "udp sum ok"] {
+                verdict.transport_right += line.matches(words).count();
+            }
             let wrong = ["bad cksum", "wrong icmp cksum", "bad icmp6 cksum"];
             let transport = ["(incorrect", "bad udp cksum"];
             if wrong.iter().any(|words| line.contains(words)) {

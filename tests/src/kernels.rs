@@ -319,6 +319,14 @@ pub struct Guest<'a> {
     /// By path without the leading slash.
     files: BTreeMap<String, (u32, Vec<u8>)>,
     modules: Vec<String>,
+    link: Option<Link<'a>>,
+}
+
+/// A guest's card: the namespace that it is in, its tap there, its address.
+struct Link<'a> {
+    ns: &'a Ns,
+    tap: String,
+    mac: [u8; 6],
 }
 
 impl<'a> Guest<'a> {
@@ -328,7 +336,19 @@ impl<'a> Guest<'a> {
             kernel,
             files: BTreeMap::new(),
             modules: Vec::new(),
+            link: None,
         }
+    }
+
+    /// Gives it a virtio card on a tap device of a namespace, which is there, with virtio
+    /// headers. The module `virtio_net` drives it.
+    pub fn link(mut self, ns: &'a Ns, tap: &str, mac: [u8; 6]) -> Self {
+        self.link = Some(Link {
+            ns,
+            tap: tap.to_owned(),
+            mac,
+        });
+        self
     }
 
     /// Loads modules at boot, in this order, after those they need.
@@ -455,14 +475,23 @@ impl<'a> Guest<'a> {
         );
         Ok(self
             .file("/init", 0o755, init.replace("\n             ", "\n"))
+            // Programs ask for the name of who runs them.
+            .file("/etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n")
             .file("/script", 0o644, script))
     }
 
     /// Boots once; what it printed from the script's beginning on.
     fn boot(&self, initrd: &Path, limit: Duration) -> Result<String> {
         // In a namespace of its own there is nothing that it could reach.
-        let nowhere = Ns::new("qemu")?;
-        let output = nowhere
+        let nowhere;
+        let (ns, card) = match &self.link {
+            Some(link) => (link.ns, link.card()),
+            None => {
+                nowhere = Ns::new("qemu")?;
+                (&nowhere, Vec::new())
+            }
+        };
+        let output = ns
             .cmd("qemu-system-x86_64")
             .args(["-nodefaults", "-no-user-config", "-machine", "q35"])
             .args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"])
@@ -470,6 +499,7 @@ impl<'a> Guest<'a> {
             // qemu 7.2's emulation of `iretq`.
             .args(["-smp", "2", "-m", "1024"])
             .args(["-nographic", "-monitor", "none", "-serial", "stdio"])
+            .args(card)
             .args(["-no-reboot", "-kernel"])
             .arg(self.kernel.folder.join("vmlinuz"))
             .arg("-initrd")
@@ -523,6 +553,22 @@ impl<'a> Guest<'a> {
         }
         trailer(&mut archive)?;
         Ok(archive)
+    }
+}
+
+impl Link<'_> {
+    /// Its words for qemu.
+    fn card(&self) -> Vec<String> {
+        let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
+        vec![
+            "-netdev".to_owned(),
+            format!(
+                "tap,id=net0,ifname={},script=no,downscript=no,vnet_hdr=on",
+                self.tap
+            ),
+            "-device".to_owned(),
+            format!("virtio-net-pci,netdev=net0,mac={mac},romfile="),
+        ]
     }
 }
 

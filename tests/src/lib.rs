@@ -43,7 +43,8 @@
 //! - [`Capture`]: every frame on an interface; [`send_frame`]: a frame by hand
 //!   (etherparse builds them). [`Tcpdump`]: the same for people's eyes. [`Checksums`]:
 //!   what tcpdump says of them.
-//! - [`TapWire`]: the wire's end of a tap device, with a card's offloads.
+//! - [`TapWire`]: the wire's end of a tap device, with a card's offloads. [`vnet`]: frames
+//!   with what a sender says beside them, by packet sockets.
 //! - [`Tmux`]: a terminal to look at and to type into.
 //! - [`habets_arping`]: a program whose package excludes another that is needed.
 //! - [`ping`], [`tcp`], [`udp`]: traffic whose payload is compared; [`Pinging`]: pings
@@ -71,6 +72,7 @@ mod snapshot;
 mod tmux;
 mod traffic;
 mod tuntap;
+pub mod vnet;
 mod workdir;
 
 use std::{
@@ -96,9 +98,9 @@ pub use pinging::{PING_INTERVAL, Pinging};
 pub use snapshot::{Snapshot, interfaces};
 pub use tmux::Tmux;
 pub use traffic::{
-    STALL, all_reachable, fetch, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
+    STALL, all_reachable, fetch, pattern, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
 };
-pub use tuntap::{Offload, TapWire};
+pub use tuntap::{Offload, TapWire, Undone};
 pub use workdir::{Workdir, remount, remove as remove_folder, remove_all as remove_folders};
 
 /// Makes two tests of each function that takes a [`Mode`]: `tc::NAME` and `xdp::NAME`.

@@ -253,14 +253,14 @@ fn receive(stream: &mut TcpStream, bytes: usize) -> Result<()> {
 }
 
 /// Bytes that repeat nowhere within a transfer, so that a lost or doubled piece shows.
-fn pattern(start: usize, length: usize) -> Vec<u8> {
-    (start / 8..)
-        .flat_map(|word| {
-            (word as u64)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                .rotate_left(23)
-                .to_ne_bytes()
-        })
-        .take(length)
-        .collect()
+pub fn pattern(start: usize, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length + 8);
+    let mut word = start as u64 / 8;
+    while bytes.len() < length {
+        let mixed = word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
+        bytes.extend_from_slice(&mixed.to_ne_bytes());
+        word += 1;
+    }
+    bytes.truncate(length);
+    bytes
 }

@@ -2,18 +2,21 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::ns::Ns;
+use crate::{
+    ns::Ns,
+    vnet::{self, Received, Vnet, gso},
+};
 
 /// `TUNSETIFF` of include/uapi/linux/if_tun.h.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
-/// Bytes of `struct virtio_net_hdr`, in front of each frame.
-const HEADER: usize = 10;
+const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 
 /// What the card has left undone in a frame that it hands to its driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +44,24 @@ pub enum Offload {
 
 /// The wire's end of a tap device; the device goes with the value.
 ///
-/// The device takes no packets with anything left undone: the kernel fills checksums in
-/// and cuts segments before, as it does for a card without such features.
+/// Unless [`TapWire::offload`] says otherwise the device takes no packets with anything
+/// left undone: the kernel fills checksums in and cuts segments before, as it does for a
+/// card without such features.
 pub struct TapWire {
     file: File,
+    /// Bytes in front of each frame.
+    header: usize,
+}
+
+/// What the device may leave undone in packets that it sends ([`TapWire::offload`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undone {
+    /// Nothing.
+    Nothing,
+    /// Checksums, and segments of TCP and UDP.
+    All,
+    /// These, and segments within UDP tunnels: from Linux 6.17 on.
+    Tunnels,
 }
 
 impl TapWire {
@@ -75,42 +92,105 @@ impl TapWire {
             Ok(file)
         })?;
         ns.run(&format!("ip link set {name} up"))?;
-        Ok(TapWire { file })
+        Ok(TapWire {
+            file,
+            header: vnet::PLAIN,
+        })
+    }
+
+    /// Says what the device may leave undone; with [`Undone::Tunnels`] headers are
+    /// longer, and tell of tunnels both ways.
+    ///
+    /// # Errors
+    /// When the kernel does not know it.
+    pub fn offload(&mut self, undone: Undone) -> Result<()> {
+        // TUN_F_CSUM, TSO4, TSO6, USO4, USO6; UDP_TUNNEL_GSO, UDP_TUNNEL_GSO_CSUM.
+        let bits = match undone {
+            Undone::Nothing => 0,
+            Undone::All => 0x67,
+            Undone::Tunnels => 0x1e7,
+        };
+        let header = match undone {
+            Undone::Tunnels => vnet::TUNNEL,
+            _ => vnet::PLAIN,
+        };
+        // A header too short for what is said is refused, whichever comes first.
+        self.request(TUNSETOFFLOAD, 0)?;
+        let size: libc::c_int = header.try_into()?;
+        self.request(TUNSETVNETHDRSZ, (&raw const size) as libc::c_ulong)?;
+        self.request(TUNSETOFFLOAD, bits)?;
+        self.header = header;
+        Ok(())
+    }
+
+    fn request(&self, request: libc::Ioctl, argument: libc::c_ulong) -> Result<()> {
+        // SAFETY: the argument is a number, or the address of the int that is asked for.
+        let done = unsafe { libc::ioctl(self.file.as_raw_fd(), request, argument) };
+        ensure!(
+            done == 0,
+            "request {request:x} of a tap: {}",
+            std::io::Error::last_os_error()
+        );
+        Ok(())
+    }
+
+    /// Hands a frame to the device as received, with what is said beside it.
+    ///
+    /// # Errors
+    /// When the kernel takes none that is described so.
+    pub fn send_vnet(&self, vnet: &Vnet, frame: &[u8]) -> io::Result<()> {
+        let header = vnet.bytes(self.header);
+        let parts = [
+            io::IoSlice::new(&header[..self.header]),
+            io::IoSlice::new(frame),
+        ];
+        (&self.file).write_vectored(&parts).map(drop)
+    }
+
+    /// Hands over what the device has sent, and how many frames that were. The buffer
+    /// has room for the longest.
+    pub fn receive_vnet(&self, buffer: &mut [u8], mut each: impl FnMut(Received<'_>)) -> usize {
+        let mut all = 0;
+        // The end is an error: nothing to read yet.
+        while let Ok(length) = (&self.file).read(buffer) {
+            all += 1;
+            if length < self.header {
+                continue;
+            }
+            let (header, frame) = buffer[..length].split_at(self.header);
+            each(Received {
+                vnet: Vnet::read(header),
+                frame,
+                tag: None,
+            });
+        }
+        all
     }
 
     /// Hands a frame to the device as received.
     pub fn send(&self, frame: &[u8], offload: Offload) -> Result<()> {
-        const NEEDS_CSUM: u8 = 1;
-        const TCPV4: u8 = 1;
-        const TCPV6: u8 = 4;
+        const TCP_HEADER: u16 = 20;
         const TCP_CHECK: u16 = 16;
-        let mut header = [0; HEADER];
-        let mut put = |at: usize, value: u16| {
-            header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+        let vnet = match offload {
+            Offload::None => Vnet::default(),
+            Offload::Checksum { start, field } => Vnet {
+                flags: vnet::NEEDS_CSUM,
+                csum_start: start,
+                csum_offset: field,
+                ..Vnet::default()
+            },
+            Offload::Segments { start, size, v6 } => Vnet {
+                flags: vnet::NEEDS_CSUM,
+                gso_type: if v6 { gso::TCPV6 } else { gso::TCPV4 },
+                hdr_len: start + TCP_HEADER,
+                gso_size: size,
+                csum_start: start,
+                csum_offset: TCP_CHECK,
+                ..Vnet::default()
+            },
         };
-        let kind = match offload {
-            Offload::None => [0, 0],
-            Offload::Checksum { start, field } => {
-                put(6, start);
-                put(8, field);
-                [NEEDS_CSUM, 0]
-            }
-            Offload::Segments { start, size, v6 } => {
-                const TCP_HEADER: u16 = 20;
-                put(2, start + TCP_HEADER);
-                put(4, size);
-                put(6, start);
-                put(8, TCP_CHECK);
-                [NEEDS_CSUM, if v6 { TCPV6 } else { TCPV4 }]
-            }
-        };
-        header[..2].copy_from_slice(&kind);
-        let bytes = [&header[..], frame].concat();
-        let sent = (&self.file)
-            .write(&bytes)
-            .context("the tap takes no frame")?;
-        ensure!(sent == bytes.len(), "the tap took {sent} bytes");
-        Ok(())
+        self.send_vnet(&vnet, frame)
+            .context("the tap takes no frame")
     }
 
     /// The next frame that the device has sent, if there is one.
@@ -118,6 +198,6 @@ impl TapWire {
         let mut bytes = vec![0; 1 << 17];
         let length = (&self.file).read(&mut bytes).ok()?;
         bytes.truncate(length);
-        Some(bytes.split_off(HEADER.min(length)))
+        Some(bytes.split_off(self.header.min(length)))
     }
 }

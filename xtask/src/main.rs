@@ -12,6 +12,7 @@ mod docs;
 mod ebpf;
 mod engines;
 mod fuzz;
+mod fuzz_live;
 mod kernels;
 mod lab;
 mod links;
@@ -47,6 +48,8 @@ enum Verb {
     Differential(differential::Args),
     /// Fuzzes packet logic and parsers
     Fuzz(fuzz::Args),
+    /// Fuzzes the attached data plane with all that senders can say beside their frames
+    FuzzLive(fuzz_live::Args),
     /// Runs the benchmarks
     Bench(bench::Args),
     /// Draws the pictures of `top` that README.md shows
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(args),
         Verb::Differential(args) => differential::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
+        Verb::FuzzLive(args) => fuzz_live::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Captures(args) => captures::run(args),
         Verb::Dist(args) => dist::run(args),

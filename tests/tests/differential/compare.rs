@@ -7,7 +7,8 @@ use netspawn_ebpf::{
 };
 
 use crate::{
-    kernel::{Seen, Side, present},
+    generate::present,
+    kernel::{Seen, Side},
     ours::Outcome,
     rows::{At, world},
 };

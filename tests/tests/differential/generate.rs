@@ -11,10 +11,17 @@ use netspawn_ebpf::{
 };
 
 use crate::{
-    kernel::present,
     mend::mend,
-    rows::{At, build, world},
+    rows::{
+        At, build,
+        world::{self, DOWN, MACHINES},
+    },
 };
+
+/// Machines that have a port; the one that is down has none.
+pub fn present() -> impl Iterator<Item = Owner> {
+    MACHINES.into_iter().filter(|id| *id != DOWN)
+}
 
 /// Most bytes of a frame that the interfaces take.
 fn longest(at: At) -> usize {
@@ -26,7 +33,7 @@ fn longest(at: At) -> usize {
 
 /// An endless sequence of frames.
 pub struct Generator {
-    rng: Rng,
+    pub rng: Rng,
     seeds: Vec<(At, Vec<u8>)>,
 }
 
@@ -39,7 +46,14 @@ impl Generator {
         }
     }
 
+    /// Begins anew, so that the next frame depends on nothing else.
+    #[allow(dead_code, reason = "the differential test has one sequence")]
+    pub fn reseed(&mut self, seed: u64) {
+        self.rng = Rng::with_seed(seed);
+    }
+
     /// A hook for the next frames.
+    #[allow(dead_code, reason = "live fuzzing has one hook")]
     pub fn hook(&mut self) -> At {
         let ports: Vec<_> = present().collect();
         match self.rng.u8(..16) {
@@ -69,16 +83,16 @@ impl Generator {
         frame
     }
 
-    fn one_in(&mut self, n: u32) -> bool {
+    pub fn one_in(&mut self, n: u32) -> bool {
         self.rng.u32(..n) == 0
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.rng.usize(..of.len())]
     }
 
     /// Right, but for one time in `n`.
-    fn mostly<T>(&mut self, n: u32, right: T, wrong: impl FnOnce(&mut Self) -> T) -> T {
+    pub fn mostly<T>(&mut self, n: u32, right: T, wrong: impl FnOnce(&mut Self) -> T) -> T {
         if self.one_in(n) { wrong(self) } else { right }
     }
 
@@ -86,7 +100,7 @@ impl Generator {
         self.pick(&world::MACHINES)
     }
 
-    fn any_mac(&mut self) -> Mac {
+    pub fn any_mac(&mut self) -> Mac {
         let id = self.machine();
         let bytes = self.rng.u64(..).to_ne_bytes();
         let random = [
@@ -111,7 +125,7 @@ impl Generator {
     }
 
     /// One of a few stations of the network, whose address and MAC go together.
-    fn station(&mut self) -> (Mac, Ipv4, Ipv6) {
+    pub fn station(&mut self) -> (Mac, Ipv4, Ipv6) {
         let n = self.rng.u8(..32);
         let mut ip6 = world::ASKER6;
         ip6[13] = 0xaa;
@@ -119,7 +133,7 @@ impl Generator {
         ([2, 0, 0, 0, 0xaa, n], [203, 0, 113, 32 + n], ip6)
     }
 
-    fn any4(&mut self) -> Ipv4 {
+    pub fn any4(&mut self) -> Ipv4 {
         let id = self.machine();
         let last = self.rng.u8(..);
         let random = self.rng.u32(..).to_ne_bytes();
@@ -149,7 +163,7 @@ impl Generator {
         ])
     }
 
-    fn any6(&mut self) -> Ipv6 {
+    pub fn any6(&mut self) -> Ipv6 {
         let id = self.machine();
         let last = self.rng.u8(..);
         let random = self.rng.u128(..).to_ne_bytes();
@@ -188,7 +202,7 @@ impl Generator {
     }
 
     /// Source, its IPv4 and IPv6 address, and the Ethernet destination of unicast.
-    fn ends(&mut self, at: At) -> (Mac, Ipv4, Ipv6, Mac) {
+    pub fn ends(&mut self, at: At) -> (Mac, Ipv4, Ipv6, Mac) {
         match at {
             At::Port(id) => (
                 world::mac(id),
@@ -204,7 +218,7 @@ impl Generator {
         }
     }
 
-    fn arp(&mut self, at: At) -> Vec<u8> {
+    pub fn arp(&mut self, at: At) -> Vec<u8> {
         let (mac, ip4, _, near) = self.ends(at);
         let destination = if self.one_in(4) { near } else { [0xff; 6] };
         let machine = self.machine();
@@ -245,7 +259,7 @@ impl Generator {
         options
     }
 
-    fn solicitation(&mut self, at: At) -> Vec<u8> {
+    pub fn solicitation(&mut self, at: At) -> Vec<u8> {
         let (mac, _, ip6, near) = self.ends(at);
         let machine = self.machine();
         let target = self.mostly(3, world::ip6(machine), Self::any6);

@@ -14,9 +14,10 @@ use netspawn_ebpf::{
 use netspawn_tests::Ns;
 
 use crate::{
+    generate::present,
     rows::{
         At,
-        world::{self, DB, DOWN, MACHINES, SMALL, WEB},
+        world::{self, DB, SMALL, WEB},
     },
     tap::Tap,
 };
@@ -57,11 +58,6 @@ fn v4(address: Ipv4) -> String {
 
 fn v6(address: Ipv6) -> String {
     Ipv6Addr::from(address).to_string()
-}
-
-/// Machines that have a port; the one that is down has none.
-pub fn present() -> impl Iterator<Item = Owner> {
-    MACHINES.into_iter().filter(|id| *id != DOWN)
 }
 
 /// A namespace that only sends and receives by packet sockets.

@@ -20,9 +20,9 @@ use nix::{
 
 use crate::{
     compare::{Case, Difference, differences},
-    generate::Generator,
+    generate::{Generator, present},
     host,
-    kernel::{Kernel, Seen, present},
+    kernel::{Kernel, Seen},
     mend::mend,
     ours::{Ours, Outcome, hex, untag},
     rows::{At, build, world::WEB},

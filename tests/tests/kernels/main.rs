@@ -1,6 +1,8 @@
 //! Other kernels than this machine's, in guests.
 
+mod fuzz;
 mod matrix;
+mod offloads;
 
 use std::{
     io::{self, Write as _},

@@ -28,38 +28,23 @@ const PROGRAMS: &[&str] = &[
 
 #[test]
 fn programs_run_on_every_kernel_served() -> Result<()> {
-    let frames = frames()?;
-    let newest = Kernel::newest_series().context("the archive cannot be read")?;
-    let mut all: Vec<&str> = SERIES.to_vec();
-    if !all.contains(&newest.as_str()) {
-        all.push(&newest);
-    }
-    let mut ran = 0;
+    let frames = suite("frames")?;
     let mut failed = Vec::new();
-    for series in all {
-        let kernel = match Kernel::series(series) {
-            Ok(kernel) => kernel,
-            Err(error) => {
-                writeln!(io::stderr(), "kernel {series} cannot be had: {error:#}")?;
-                continue;
-            }
-        };
-        ran += 1;
+    for kernel in kernels()? {
         if let Err(error) = one(&kernel, &frames) {
             failed.push(format!("{}: {error:#}", kernel.release()));
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    ensure!(ran >= 2, "only {ran} kernels could be had");
     Ok(())
 }
 
-/// The suite of frames, which cargo has made beside this one.
-fn frames() -> Result<PathBuf> {
+/// The executable of a suite, which cargo makes beside this one.
+pub fn suite(name: &str) -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(["test", "--no-run", "--package", "netspawn-tests"])
-        .args(["--test", "frames", "--message-format", "json"])
+        .args(["--test", name, "--message-format", "json"])
         .output()
         .context("cannot start cargo")?;
     ensure!(
@@ -71,7 +56,29 @@ fn frames() -> Result<PathBuf> {
     text.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
-        .context("cargo names no executable of the suite `frames`")
+        .with_context(|| format!("cargo names no executable of the suite `{name}`"))
+}
+
+/// The kernels that can be had: those of Debian's releases, and the newest.
+pub fn kernels() -> Result<Vec<Kernel>> {
+    let newest = Kernel::newest_series().context("the archive cannot be read")?;
+    let mut all: Vec<&str> = SERIES.to_vec();
+    if !all.contains(&newest.as_str()) {
+        all.push(&newest);
+    }
+    let mut kernels = Vec::new();
+    for series in all {
+        match Kernel::series(series) {
+            Ok(kernel) => kernels.push(kernel),
+            Err(error) => writeln!(io::stderr(), "kernel {series} cannot be had: {error:#}")?,
+        }
+    }
+    ensure!(
+        kernels.len() >= 2,
+        "only {} kernels could be had",
+        kernels.len()
+    );
+    Ok(kernels)
 }
 
 fn one(kernel: &Kernel, frames: &std::path::Path) -> Result<()> {
