@@ -25,7 +25,7 @@ pub fn ping(from: &Ns, address: impl Into<IpAddr>) -> Result<()> {
 /// As [`ping`], with `size` bytes of payload; more than the MTU holds goes in fragments.
 pub fn ping_sized(from: &Ns, address: impl Into<IpAddr>, size: u32) -> Result<()> {
     let address = address.into();
-    from.run(&format!("ping -n -c 1 -W 1 -s {size} {address}"))
+    from.run(&format!("ping -n -c 1 -W 4 -s {size} {address}"))
         .map(drop)
 }
 
