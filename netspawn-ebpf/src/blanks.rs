@@ -23,11 +23,14 @@ pub mod constant {
     pub const GSO_TYPE: i32 = 0x6e5f_0107;
     /// BTF id of `struct skb_shared_info`.
     pub const SHARED_INFO: i32 = 0x6e5f_0108;
+    /// [`COPY_FROM`] below 0: the verifier lets nothing be subtracted from a pointer to the
+    /// stack, but adds to it what is negative.
+    pub const COPY_BACK: i32 = 0x6e5f_010a;
     /// Where `mac_header` is in `struct sk_buff`.
     pub const MAC_HEADER: i32 = 0x6e5f_0109;
 
     /// All of them.
-    pub const ALL: [i32; 9] = [
+    pub const ALL: [i32; 10] = [
         ACCESS,
         IP_SUMMED_MASK,
         COPY_FROM,
@@ -37,6 +40,7 @@ pub mod constant {
         GSO_TYPE,
         SHARED_INFO,
         MAC_HEADER,
+        COPY_BACK,
     ];
 }
 

@@ -123,15 +123,15 @@ fn say_sum(csum: u32, mac_header: u32, said: &mut Said) {
 #[inline(always)]
 fn probe_sum(raw: u64, said: &mut Said) {
     let mut fields = MaybeUninit::<[u64; COPY / 8]>::uninit();
-    let base = known!(constant::COPY_FROM);
     if !copy(
         fields.as_mut_ptr().cast(),
         known!(constant::COPY_LENGTH),
-        raw.wrapping_add(base),
+        raw.wrapping_add(known!(constant::COPY_FROM)),
     ) {
         return;
     }
-    let Some(csum) = open_sum((fields.as_ptr() as u64).wrapping_sub(base)) else {
+    let back = known!(constant::COPY_BACK);
+    let Some(csum) = open_sum((fields.as_ptr() as u64).wrapping_add(back)) else {
         return;
     };
     // On failure the sum is open somewhere: nowhere that is allowed.

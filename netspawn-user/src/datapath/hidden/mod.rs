@@ -171,6 +171,7 @@ impl Layout {
             },
             constant::IP_SUMMED_MASK => self.ip_summed_mask.into(),
             constant::COPY_FROM => copied.start.into(),
+            constant::COPY_BACK => -i32::from(copied.start),
             constant::COPY_LENGTH => copied.len() as i32,
             constant::END => self.end.into(),
             constant::HEAD => self.head.into(),
