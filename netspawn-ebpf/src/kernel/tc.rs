@@ -22,7 +22,7 @@ use netspawn_ebpf::{
         self, Meta,
         error::Toward,
         neighbor::sought,
-        offload::{Judged, Said},
+        offload::{Judged, Open},
         past,
         reply::let_in,
     },
@@ -194,7 +194,7 @@ impl Skb {
 
     /// With nothing judged of what the sender says.
     #[inline(always)]
-    fn plain(&self) -> Meta {
+    fn unjudged(&self) -> Meta {
         let tagged = self.vlan_present() != 0;
         Meta {
             length: self.len(),
@@ -210,17 +210,28 @@ impl Skb {
         }
     }
 
+    /// For the short way: whole packets have not been judged.
+    #[inline(always)]
+    fn express_meta(&self) -> Meta {
+        let mut meta = self.unjudged();
+        if meta.gso_size != 0 {
+            meta.offload = hidden::judge(self.raw);
+        }
+        meta
+    }
+
     #[inline(always)]
     fn meta(&self) -> Meta {
         Meta {
             offload: hidden::judge(self.raw),
-            ..self.plain()
+            ..self.unjudged()
         }
     }
 
+    /// Where a sum is left open.
     #[inline(always)]
-    fn said(&self) -> Said {
-        hidden::said(self.raw)
+    fn open(&self) -> Open {
+        hidden::open(self.raw)
     }
 
     /// Sets to 0 what a machine may have set of what the kernel behind us goes by, on every
@@ -240,22 +251,26 @@ impl Skb {
         }
     }
 
-    /// Cuts off what follows the packet.
-    #[inline(always)]
-    fn trim(&self) -> Option<()> {
-        let whole = self.gso_size() == 0;
-        match decide::offload::surplus(&self.packet(), self.len(), whole) {
-            Some(length) => self.resize(length as usize),
-            None => Some(()),
-        }
-    }
-
     /// Cuts or grows the frame.
     #[inline(always)]
     fn resize(&self, length: usize) -> Option<()> {
         // SAFETY: the context is valid.
         let result = unsafe { bpf_skb_change_tail(self.raw, length as u32, 0) };
         (result == 0).then_some(())
+    }
+}
+
+/// Cuts off what follows the packet; 0 when that is done, or nothing does. A global function,
+/// which the verifier walks once, rather than for each way that leads here. Packet pointers
+/// are to be taken afresh.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn trim_frame(raw: *mut __sk_buff) -> i32 {
+    let skb = Skb { raw };
+    let whole = skb.gso_size() == 0;
+    match decide::offload::surplus(&skb.packet(), skb.len(), whole) {
+        Some(length) if skb.resize(length as usize).is_none() => -1,
+        _ => 0,
     }
 }
 
@@ -468,7 +483,7 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
         Action::Pass => matches!(toward, Toward::Machine),
         _ => false,
     };
-    if sent_on && skb.trim().is_none() {
+    if sent_on && trim_frame(skb.raw) != 0 {
         return failed();
     }
     match (verdict.action, verdict.endpoint, verdict.hop) {
@@ -553,8 +568,13 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let Some(uplink) = Maps.uplink(skb.ifindex()) else {
         return NEXT;
     };
-    if let Some(verdict) = decide::express(&skb.packet(), &skb.plain(), &skb.said(), uplink, &Maps)
-        && let Some(endpoint) = verdict.endpoint
+    if let Some(verdict) = decide::express(
+        &skb.packet(),
+        &skb.express_meta(),
+        &skb.open(),
+        uplink,
+        &Maps,
+    ) && let Some(endpoint) = verdict.endpoint
     {
         counters::reason(Reason::ForwardedIn);
         return deliver(&skb, &verdict, endpoint, true);
@@ -612,8 +632,8 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
     skb.forget();
     let express = decide::express_port(
         &skb.packet(),
-        &skb.plain(),
-        &skb.said(),
+        &skb.express_meta(),
+        &skb.open(),
         id,
         endpoint,
         &Maps,

@@ -201,7 +201,7 @@ pub fn decide<'a>(
     Some(match at {
         At::Uplink => {
             let verdict = decide::uplink(frame, meta, &world.uplink, world);
-            if let Some(express) = decide::express(frame, meta, said, &world.uplink, world) {
+            if let Some(express) = decide::express(frame, meta, &said.open, &world.uplink, world) {
                 assert_eq!(express, verdict, "the short way differs: {frame:02x?}");
             }
             verdict
@@ -213,7 +213,9 @@ pub fn decide<'a>(
         At::Port(id) => {
             let endpoint = world.endpoint(id)?;
             let verdict = decide::port(frame, meta, id, endpoint, world);
-            if let Some(express) = decide::express_port(frame, meta, said, id, endpoint, world) {
+            if let Some(express) =
+                decide::express_port(frame, meta, &said.open, id, endpoint, world)
+            {
                 assert_eq!(express, verdict, "the short way differs: {frame:02x?}");
             }
             verdict
