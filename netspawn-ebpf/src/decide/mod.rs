@@ -156,11 +156,6 @@ where
     let Some(eth) = frame.read::<EthHdr>(0) else {
         return Verdict::pass(Reason::Malformed);
     };
-    // Not all that leaves here is the host's own: children of the uplink (macvlan) may be
-    // in the hands of others.
-    if meta.offload.forges {
-        return Verdict::drop(Reason::BadOffload, NOBODY);
-    }
     if meta.tagged {
         return Verdict::pass(Reason::VlanPass);
     }

@@ -156,23 +156,17 @@ impl Open {
 pub struct Judged {
     /// Whether it does not fit the frame.
     pub bad: bool,
-    /// Whether a sum is to be completed in the headers by which it is known from whom a
-    /// frame is.
-    pub forges: bool,
     /// Bytes of the longest packet that a super-packet is cut into; 0 for what is none.
     pub segment: u32,
 }
 
 impl Judged {
     const BAD: u64 = 1 << 32;
-    const FORGES: u64 = 1 << 33;
 
     /// As one word, for functions of programs.
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        let bad = if self.bad { Self::BAD } else { 0 };
-        let forges = if self.forges { Self::FORGES } else { 0 };
-        self.segment as u64 | bad | forges
+        self.segment as u64 | flag(self.bad, Self::BAD)
     }
 
     /// From such a word.
@@ -180,7 +174,6 @@ impl Judged {
     pub const fn unpack(word: u64) -> Self {
         Judged {
             bad: word & Self::BAD != 0,
-            forges: word & Self::FORGES != 0,
             segment: word as u32,
         }
     }
@@ -198,15 +191,8 @@ pub fn judge<F: Frame + ?Sized>(frame: &F, said: &Said) -> Judged {
 /// As [`judge`], of a packet that has been followed by [`outer`].
 #[inline(always)]
 pub fn judge_packet<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> Judged {
-    let headers = match outer.kind {
-        Kind::Ipv4 => L3 + Ipv4Hdr::LEN,
-        Kind::Ipv6 => L4_V6,
-        Kind::Other => L3,
-    };
-    let (start, field) = (said.open.start, said.open.field);
     Judged {
         bad: !outer.known || !fits(frame, said, outer),
-        forges: said.open.somewhere && (start < headers as u32 || field < start),
         segment: segment(frame, said, outer),
     }
 }

@@ -1,6 +1,6 @@
 //! Programs at tc hooks.
 
-use core::mem::offset_of;
+use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -79,8 +79,18 @@ macro_rules! field {
         $(#[$doc])*
         #[inline(always)]
         fn $name(&self) -> u32 {
+            let value: u64;
+            // By an instruction of its own: for two reads of a field LLVM keeps a pointer to
+            // it, which is no context to the verifier.
             // SAFETY: the context is valid for the whole run of the program.
-            unsafe { (*self.raw).$name }
+            unsafe {
+                asm!(
+                    "{} = *(u32 *)({} + {})",
+                    out(reg) value, in(reg) self.raw, const offset_of!(__sk_buff, $name),
+                    options(readonly, pure, nostack)
+                );
+            }
+            value as u32
         }
     };
 }
@@ -100,8 +110,6 @@ impl Skb {
         /// The device that the frame has come in by, 0 for none.
         ingress_ifindex
     );
-    field!(data);
-    field!(data_end);
     field!(vlan_present);
     field!(vlan_tci);
     field!(gso_size);
@@ -138,7 +146,8 @@ impl Skb {
 
     #[inline(always)]
     fn packet(&self) -> Packet {
-        Packet::new(self.data() as usize, self.data_end() as usize)
+        // SAFETY: the context is valid for the whole run of the program.
+        unsafe { Packet::new((*self.raw).data as usize, (*self.raw).data_end as usize) }
     }
 
     /// Brings what decisions read within reach, where a driver left it in fragments. What
@@ -532,13 +541,17 @@ fn handed_out(skb: &Skb) -> bool {
 fn is_strange(raw: *mut __sk_buff) -> bool {
     let skb = Skb { raw };
     let ifindex = skb.ifindex();
-    let reason = past::leaving(
-        &skb.packet(),
-        ifindex,
-        skb.ingress_ifindex(),
-        || past_of(raw),
-        &Maps,
-    );
+    let reason = if past::forges(&skb.packet(), &skb.open()) {
+        Some(Reason::BadOffload)
+    } else {
+        past::leaving(
+            &skb.packet(),
+            ifindex,
+            skb.ingress_ifindex(),
+            || past_of(raw),
+            &Maps,
+        )
+    };
     let Some(reason) = reason else {
         return false;
     };

@@ -18,7 +18,7 @@ use netspawn_ebpf::{
         error::{HEADERS4, HEADERS6, error4, error6, quoted},
     },
     tables::Tables,
-    verdict::{Action, Error, Family, Verdict, word_mac},
+    verdict::{Action, Error, Family, Reason, Verdict, word_mac},
     wire::{Ipv4, Ipv6, MIN_FRAME, Words6, ndp::ADVERTISEMENT_FRAME, words6},
 };
 
@@ -206,6 +206,7 @@ pub fn decide<'a>(
             }
             verdict
         }
+        At::Host if past::forges(frame, &said.open) => Verdict::drop(Reason::BadOffload, NOBODY),
         At::Host => match past::leaving(frame, UPLINK_INDEX, 0, || Past::OWN, world) {
             Some(reason) => Verdict::drop(reason, NOBODY),
             None => decide::host(frame, meta, world),

@@ -9,7 +9,9 @@ use netspawn_ebpf::{
 
 use super::{
     At, Row, Told,
-    build::{Arp, Icmp6, Inner, Packet, other, packet, pad, patch, solicitation, tagged},
+    build::{
+        Arp, Icmp6, Inner, Packet, advertisement, other, packet, pad, patch, solicitation, tagged,
+    },
     world::*,
 };
 
@@ -735,6 +737,21 @@ fn host() -> Vec<Row> {
         bad("S1 under a tag, from the host's side", from(FAR4).frame())
             .partial(26, 0)
             .vlan(VLAN),
+        bad(
+            "S1 under two tags in the frame, from the host's side",
+            tagged(&tagged(&from(FAR4).frame(), VLAN), VLAN),
+        )
+        .partial(14 + 8 + 12, 0),
+        bad(
+            "S1 into an advertisement's target, from the host's side",
+            advertisement(FAR6, UPLINK, ASKER6, ASKER, 0x20).frame(),
+        )
+        .partial(V6 + 8, 4),
+        bad(
+            "S1 into an announcement's sender, from the host's side",
+            Arp::who_has(FAR4, UPLINK, HOST4).frame(),
+        )
+        .partial(28, 0),
         Row::pass(
             "S1 what the host leaves open in its own packets",
             At::Host,
