@@ -23,11 +23,21 @@ pub mod constant {
     pub const GSO_TYPE: i32 = 0x6e5f_0107;
     /// BTF id of `struct skb_shared_info`.
     pub const SHARED_INFO: i32 = 0x6e5f_0108;
+    /// [`COPY_FROM`] below 0: the verifier lets nothing be subtracted from a pointer to the
+    /// stack, but adds to it what is negative.
+    pub const COPY_BACK: i32 = 0x6e5f_010a;
     /// Where `mac_header` is in `struct sk_buff`.
     pub const MAC_HEADER: i32 = 0x6e5f_0109;
 
+    /// Where `frag_list` is in `struct skb_shared_info`.
+    pub const FRAG_LIST: i32 = 0x6e5f_010b;
+    /// Where `next` is in `struct sk_buff`.
+    pub const NEXT: i32 = 0x6e5f_010c;
+    /// Where `len` is in `struct sk_buff`, and `data_len` behind it.
+    pub const LEN: i32 = 0x6e5f_010d;
+
     /// All of them.
-    pub const ALL: [i32; 9] = [
+    pub const ALL: [i32; 13] = [
         ACCESS,
         IP_SUMMED_MASK,
         COPY_FROM,
@@ -37,6 +47,10 @@ pub mod constant {
         GSO_TYPE,
         SHARED_INFO,
         MAC_HEADER,
+        COPY_BACK,
+        FRAG_LIST,
+        NEXT,
+        LEN,
     ];
 }
 
@@ -66,8 +80,19 @@ pub mod field {
     /// `gso_type` of `struct skb_shared_info`, four bytes.
     pub const GSO_TYPE: i16 = 0x7e06;
 
+    /// `frag_list` of `struct skb_shared_info`, eight bytes.
+    pub const FRAG_LIST: i16 = 0x7e07;
+    /// `next`, eight bytes.
+    pub const NEXT: i16 = 0x7e08;
+    /// `len`, four bytes.
+    pub const LEN: i16 = 0x7e09;
+    /// `data_len`, four bytes.
+    pub const DATA_LEN: i16 = 0x7e0a;
+
     /// All of them.
-    pub const ALL: [i16; 6] = [IP_SUMMED, CSUM, MAC_HEADER, END, HEAD, GSO_TYPE];
+    pub const ALL: [i16; 10] = [
+        IP_SUMMED, CSUM, MAC_HEADER, END, HEAD, GSO_TYPE, FRAG_LIST, NEXT, LEN, DATA_LEN,
+    ];
 }
 
 /// Values of [`constant::ACCESS`].

@@ -43,7 +43,7 @@ fn faults(row: &Row) -> Vec<String> {
     if let Ok(Some(frame)) = out
         && verdict.action != Action::Pass
         && row.said.gso_size == 0
-        && !row.said.partial
+        && !row.said.open.somewhere
         && let Err(error) = parser::read(&frame)
     {
         faults.push(format!("smoltcp refuses the frame: {error}"));

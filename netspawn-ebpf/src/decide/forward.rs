@@ -2,7 +2,7 @@
 
 use super::{
     Meta, is_machine,
-    offload::{self, Outer, Said},
+    offload::{self, Open},
 };
 use crate::abi::{GATEWAY4, HOST, NOBODY, NextHop, Owner, endpoint_flag, settings_flag};
 use crate::tables::Tables;
@@ -110,33 +110,34 @@ pub(super) trait Header: Sized {
     }
 
     /// The bytes that have to fit an MTU, where nothing follows the packet and what is said
-    /// beside it fits a packet without extensions (S1 to S3); `None` says nothing.
+    /// beside it fits (S1 to S3), as it does for nearly all packets; `None` says nothing.
+    /// Of what is open in a packet that is whole only `open` is looked at, so that nobody
+    /// else needs to have judged it.
     #[inline(always)]
-    fn plain<F: Frame + ?Sized>(&self, frame: &F, meta: &Meta, said: &Said) -> Option<u32> {
+    fn plain(&self, meta: &Meta, open: &Open) -> Option<u32> {
         let end = self.end(meta);
         if end != meta.length && meta.length > MIN_FRAME as u32 {
             return None;
         }
-        if !said.partial && said.gso_size == 0 {
-            return Some(self.length());
+        if meta.gso_size != 0 {
+            return (!meta.offload.bad).then_some(meta.offload.segment);
         }
-        let outer = Outer {
-            known: true,
-            family: Self::FAMILY,
-            protocol: self.protocol(),
-            transport: (L3 + self.header_length()) as u32,
-            end,
-            extended: false,
-            fragment: self.is_fragment(),
-        };
-        if !offload::fits(frame, said, &outer) {
-            return None;
+        if open.somewhere {
+            let field = match self.protocol() {
+                protocol::TCP => offload::TCP_FIELD,
+                protocol::UDP => offload::UDP_FIELD,
+                _ => return None,
+            };
+            let transport = (L3 + self.header_length()) as u32;
+            if open.start != transport
+                || open.field != transport + field
+                || open.field + 2 > end
+                || self.is_fragment()
+            {
+                return None;
+            }
         }
-        Some(if said.gso_size == 0 {
-            self.length()
-        } else {
-            offload::segment(frame, said, &outer)
-        })
+        Some(self.length())
     }
 }
 
@@ -369,7 +370,7 @@ where
 pub(super) fn express<'a, H, F, T>(
     frame: &F,
     meta: &Meta,
-    said: &Said,
+    open: &Open,
     tables: &'a T,
 ) -> Option<Verdict<'a>>
 where
@@ -382,7 +383,7 @@ where
     if ip.protocol() == protocol::ICMPV6 {
         return None;
     }
-    let needs = ip.plain(frame, meta, said)?;
+    let needs = ip.plain(meta, open)?;
     let id = ip.destination_owner(tables);
     if !is_machine(id) {
         return None;

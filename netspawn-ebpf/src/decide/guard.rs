@@ -5,7 +5,7 @@ use super::{
     Meta,
     forward::{Header, Origin, to_machine},
     is_machine, may_use_mac, nd_type, ndp,
-    offload::Said,
+    offload::Open,
 };
 use crate::abi::{
     Endpoint, GATEWAY4, GATEWAY6, HOST, NOBODY, NextHop, Owner, endpoint_flag, nexthop_flag,
@@ -111,7 +111,7 @@ fn is_addressed(eth: &EthHdr, endpoint: &Endpoint, other: Option<&Endpoint>) -> 
 pub(super) fn express<'a, H, F, T>(
     frame: &F,
     meta: &Meta,
-    said: &Said,
+    open: &Open,
     id: Owner,
     endpoint: &'a Endpoint,
     tables: &'a T,
@@ -136,7 +136,7 @@ where
     if !sound {
         return None;
     }
-    let needs = ip.plain(frame, meta, said)?;
+    let needs = ip.plain(meta, open)?;
     if ip.source_owner(tables) != id || !ip.goes_far() || ip.hops() <= 1 {
         return None;
     }

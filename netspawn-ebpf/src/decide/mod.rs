@@ -11,10 +11,10 @@ pub mod offload;
 pub mod past;
 pub mod reply;
 
-use self::offload::{Judged, Said};
+use self::offload::{Judged, Open, Said};
 use crate::abi::{Endpoint, HOST, NOBODY, Owner, Uplink, endpoint_flag};
 use crate::tables::Tables;
-use crate::verdict::{Action, Reason, Verdict};
+use crate::verdict::{Reason, Verdict};
 use crate::wire::{
     EthHdr, Frame, Ip6, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, ether_type, ndp::kind, protocol,
 };
@@ -69,34 +69,17 @@ where
     if meta.protocol != eth.ether_type {
         return Verdict::pass(Reason::OtherProtocol);
     }
-    let verdict = uplink_bytes(frame, &eth, meta, uplink, tables);
-    if !matches!(verdict.action, Action::Pass) && meta.offload.bad {
-        return Verdict::drop(Reason::BadOffload, verdict.id);
+    if meta.offload.bad {
+        return unfitting(frame, &eth, tables);
     }
-    verdict
-}
-
-/// What the bytes alone say.
-#[inline(always)]
-fn uplink_bytes<'a, F, T>(
-    frame: &F,
-    eth: &EthHdr,
-    meta: &Meta,
-    uplink: &Uplink,
-    tables: &'a T,
-) -> Verdict<'a>
-where
-    F: Frame + ?Sized,
-    T: Tables,
-{
     match u16::from_be(eth.ether_type) {
-        ether_type::ARP => arp::uplink(frame, eth, meta, uplink, tables),
+        ether_type::ARP => arp::uplink(frame, &eth, meta, uplink, tables),
         ether_type::IPV4 if eth.dst_addr == uplink.mac => {
             forward::inbound::<Ipv4Hdr, F, T>(frame, meta, forward::Origin::Network, tables)
         }
         ether_type::IPV6 => match nd_type(frame) {
-            kind::SOLICITATION => ndp::uplink(frame, eth, meta, uplink, tables),
-            kind::ADVERTISEMENT => ndp::uplink_advertisement(frame, eth, uplink, tables),
+            kind::SOLICITATION => ndp::uplink(frame, &eth, meta, uplink, tables),
+            kind::ADVERTISEMENT => ndp::uplink_advertisement(frame, &eth, uplink, tables),
             _ if eth.dst_addr == uplink.mac => {
                 forward::inbound::<Ip6, F, T>(frame, meta, forward::Origin::Network, tables)
             }
@@ -107,8 +90,36 @@ where
     }
 }
 
+/// Frames of which the sender says what does not fit them, from the network or the host: a
+/// machine does not get them. Neighbors are not asked so by anybody honest. All else is the
+/// stack's, which completes nothing of what it takes in.
+#[inline(always)]
+fn unfitting<'a, F, T>(frame: &F, eth: &EthHdr, tables: &T) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let owner = match u16::from_be(eth.ether_type) {
+        ether_type::ARP => return Verdict::drop(Reason::BadOffload, NOBODY),
+        ether_type::IPV4 => match frame.read::<Ipv4Hdr>(L3) {
+            Some(ip) => tables.owner4(&ip.dst_addr),
+            None => NOBODY,
+        },
+        ether_type::IPV6 => match Ip6::read(frame) {
+            Some(ip) => tables.owner6(&ip.destination),
+            None => NOBODY,
+        },
+        _ => NOBODY,
+    };
+    if is_machine(owner) {
+        Verdict::drop(Reason::BadOffload, owner)
+    } else {
+        Verdict::pass(Reason::NotOwned)
+    }
+}
+
 /// What [`uplink`] says of nearly all frames that go to machines; `None` says nothing.
-/// `said` it judges itself, as far as plain frames need.
+/// Of whole packets `open` is looked at, and nothing needs to have been judged.
 ///
 /// Here every check that fails leads to one place, while [`uplink`] keeps account of what
 /// to say of each, which costs a packet more than the checks themselves.
@@ -116,7 +127,7 @@ where
 pub fn express<'a, F, T>(
     frame: &F,
     meta: &Meta,
-    said: &Said,
+    open: &Open,
     uplink: &Uplink,
     tables: &'a T,
 ) -> Option<Verdict<'a>>
@@ -129,8 +140,8 @@ where
         return None;
     }
     match u16::from_be(eth.ether_type) {
-        ether_type::IPV4 => forward::express::<Ipv4Hdr, F, T>(frame, meta, said, tables),
-        ether_type::IPV6 => forward::express::<Ip6, F, T>(frame, meta, said, tables),
+        ether_type::IPV4 => forward::express::<Ipv4Hdr, F, T>(frame, meta, open, tables),
+        ether_type::IPV6 => forward::express::<Ip6, F, T>(frame, meta, open, tables),
         _ => None,
     }
 }
@@ -145,35 +156,19 @@ where
     let Some(eth) = frame.read::<EthHdr>(0) else {
         return Verdict::pass(Reason::Malformed);
     };
-    // Not all that leaves here is the host's own: children of the uplink (macvlan) may be
-    // in the hands of others.
-    if meta.offload.forges {
-        return Verdict::drop(Reason::BadOffload, NOBODY);
-    }
     if meta.tagged {
         return Verdict::pass(Reason::VlanPass);
     }
-    let verdict = host_bytes(frame, &eth, meta, tables);
-    if !matches!(verdict.action, Action::Pass) && meta.offload.bad {
-        return Verdict::drop(Reason::BadOffload, verdict.id);
+    if meta.offload.bad {
+        return unfitting(frame, &eth, tables);
     }
-    verdict
-}
-
-/// What the bytes alone say.
-#[inline(always)]
-fn host_bytes<'a, F, T>(frame: &F, eth: &EthHdr, meta: &Meta, tables: &'a T) -> Verdict<'a>
-where
-    F: Frame + ?Sized,
-    T: Tables,
-{
     match u16::from_be(eth.ether_type) {
-        ether_type::ARP => arp::host(frame, eth, tables),
+        ether_type::ARP => arp::host(frame, &eth, tables),
         ether_type::IPV4 => {
             forward::inbound::<Ipv4Hdr, F, T>(frame, meta, forward::Origin::Host, tables)
         }
         ether_type::IPV6 => match nd_type(frame) {
-            kind::SOLICITATION => ndp::host(frame, eth, tables),
+            kind::SOLICITATION => ndp::host(frame, &eth, tables),
             _ => forward::inbound::<Ip6, F, T>(frame, meta, forward::Origin::Host, tables),
         },
         _ => Verdict::pass(Reason::OtherProtocol),
@@ -224,7 +219,7 @@ where
 pub fn express_port<'a, F, T>(
     frame: &F,
     meta: &Meta,
-    said: &Said,
+    open: &Open,
     id: Owner,
     endpoint: &'a Endpoint,
     tables: &'a T,
@@ -244,9 +239,9 @@ where
     }
     match u16::from_be(eth.ether_type) {
         ether_type::IPV4 => {
-            guard::express::<Ipv4Hdr, F, T>(frame, meta, said, id, endpoint, tables)
+            guard::express::<Ipv4Hdr, F, T>(frame, meta, open, id, endpoint, tables)
         }
-        ether_type::IPV6 => guard::express::<Ip6, F, T>(frame, meta, said, id, endpoint, tables),
+        ether_type::IPV6 => guard::express::<Ip6, F, T>(frame, meta, open, id, endpoint, tables),
         _ => None,
     }
 }

@@ -6,7 +6,6 @@
 //! it, behind every check of the bytes: so it has to fit them.
 
 use super::ETHER_TYPE;
-use crate::verdict::Family;
 use crate::wire::{
     Frame, Ip6, Ipv4Hdr, L3, L4_V6, MIN_FRAME, ether_type, extension, is_dhcp_port, protocol,
 };
@@ -80,10 +79,14 @@ const MAX_PACKET: u32 = 65_535;
 /// Extension headers that are walked in search of a transport header.
 const MAX_EXTENSIONS: usize = 4;
 
-const TCP_FIELD: u32 = 16;
+/// Where TCP's checksum is in its header.
+pub(super) const TCP_FIELD: u32 = 16;
+/// Where UDP's is.
+pub(super) const UDP_FIELD: u32 = 6;
 const UDP_HEADER: u32 = 8;
 const GRE_HEADER: u32 = 4;
 const FRAGMENT_HEADER: u32 = 8;
+const SCTP_HEADER: u32 = 12;
 const MAX_TCP_HEADER: u32 = 60;
 
 /// What a sender says of a frame beside its bytes, and the kernel believes.
@@ -96,17 +99,56 @@ pub struct Said {
     /// How a super-packet is to be cut up, as bits of [`gso`]; 0 where that cannot be seen,
     /// or where nobody said (LRO, and `BPF_PROG_TEST_RUN`).
     pub gso_type: u32,
-    /// Bytes of the longest packet of a super-packet that is cut by its fragments
-    /// ([`gso::BY_FRAGMENTS`]).
+    /// Bytes of the longest fragment of a super-packet that is cut by its fragments
+    /// ([`gso::BY_FRAGMENTS`]), behind their common header.
     pub longest: u32,
-    /// Whether a checksum is left to be completed by whoever sends the frame on
-    /// (`CHECKSUM_PARTIAL`). `false` where that cannot be seen.
-    pub partial: bool,
-    /// Where the sum begins that is to be completed, from the Ethernet header on. Beyond
-    /// every frame when it lies in front of it.
+    /// The checksum that is left open.
+    pub open: Open,
+}
+
+/// Where a checksum is left to be completed by whoever sends the frame on
+/// (`CHECKSUM_PARTIAL`). Flat, for the reason that [`crate::verdict::Verdict`] is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Open {
+    /// Whether there is one.
+    pub somewhere: bool,
+    /// Whether it cannot be seen where. Then `somewhere` may not be known either.
+    pub unseen: bool,
+    /// Where the sum begins, from the Ethernet header on. Beyond every frame when it lies in
+    /// front of it.
     pub start: u32,
     /// Where the sum is to be written, likewise.
     pub field: u32,
+}
+
+impl Open {
+    const SOMEWHERE: u64 = 1 << 62;
+    const UNSEEN: u64 = 1 << 63;
+    /// More than any offset into a frame.
+    const BITS: u32 = 20;
+
+    /// As one word, for functions of programs.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        const MOST: u32 = (1 << Open::BITS) - 1;
+        let start = if self.start < MOST { self.start } else { MOST };
+        let field = if self.field < MOST { self.field } else { MOST };
+        let somewhere = if self.somewhere { Self::SOMEWHERE } else { 0 };
+        let unseen = if self.unseen { Self::UNSEEN } else { 0 };
+        start as u64 | (field as u64) << Self::BITS | somewhere | unseen
+    }
+
+    /// From such a word.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Self {
+        let mask = (1 << Self::BITS) - 1;
+        Open {
+            somewhere: word & Self::SOMEWHERE != 0,
+            unseen: word & Self::UNSEEN != 0,
+            start: word as u32 & mask,
+            field: (word >> Self::BITS) as u32 & mask,
+        }
+    }
 }
 
 /// What comes of what was said.
@@ -114,23 +156,17 @@ pub struct Said {
 pub struct Judged {
     /// Whether it does not fit the frame.
     pub bad: bool,
-    /// Whether a sum is to be completed in the headers by which it is known from whom a
-    /// frame is.
-    pub forges: bool,
     /// Bytes of the longest packet that a super-packet is cut into; 0 for what is none.
     pub segment: u32,
 }
 
 impl Judged {
     const BAD: u64 = 1 << 32;
-    const FORGES: u64 = 1 << 33;
 
     /// As one word, for functions of programs.
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        let bad = if self.bad { Self::BAD } else { 0 };
-        let forges = if self.forges { Self::FORGES } else { 0 };
-        self.segment as u64 | bad | forges
+        self.segment as u64 | flag(self.bad, Self::BAD)
     }
 
     /// From such a word.
@@ -138,7 +174,6 @@ impl Judged {
     pub const fn unpack(word: u64) -> Self {
         Judged {
             bad: word & Self::BAD != 0,
-            forges: word & Self::FORGES != 0,
             segment: word as u32,
         }
     }
@@ -147,25 +182,35 @@ impl Judged {
 /// Judges what the sender says of checksum and segments.
 #[inline(always)]
 pub fn judge<F: Frame + ?Sized>(frame: &F, said: &Said) -> Judged {
-    if !said.partial && said.gso_size == 0 {
+    if !said.open.somewhere && said.gso_size == 0 {
         return Judged::default();
     }
-    let (outer, headers) = match frame.read::<u16>(ETHER_TYPE).map(u16::from_be) {
-        Some(ether_type::IPV4) => (outer4(frame, said), L3 + Ipv4Hdr::LEN),
-        Some(ether_type::IPV6) => (outer6(frame, said), L4_V6),
-        // No stack leaves anything open in what is not IP.
-        _ => (Outer::UNKNOWN, L3),
-    };
+    judge_packet(frame, said, &outer(frame, said.length, said.gso_size))
+}
+
+/// As [`judge`], of a packet that has been followed by [`outer`].
+#[inline(always)]
+pub fn judge_packet<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> Judged {
     Judged {
-        bad: !outer.known || !fits(frame, said, &outer),
-        forges: said.partial && (said.start < headers as u32 || said.field < said.start),
-        segment: segment(frame, said, &outer),
+        bad: !outer.known || !fits(frame, said, outer),
+        segment: segment(frame, said, outer),
+    }
+}
+
+/// Follows the packet of a frame up to its transport header.
+#[inline(always)]
+pub fn outer<F: Frame + ?Sized>(frame: &F, length: u32, gso_size: u32) -> Outer {
+    match frame.read::<u16>(ETHER_TYPE).map(u16::from_be) {
+        Some(ether_type::IPV4) => outer4(frame, length, gso_size),
+        Some(ether_type::IPV6) => outer6(frame, length, gso_size),
+        // No stack leaves anything open in what is not IP.
+        _ => Outer::unknown(Kind::Other),
     }
 }
 
 /// Whether what the sender says of checksum and segments fits the packet.
 #[inline(always)]
-pub(super) fn fits<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> bool {
+fn fits<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> bool {
     sum_fits(frame, said, outer) && segments_fit(said, outer)
 }
 
@@ -193,18 +238,31 @@ pub fn surplus<F: Frame + ?Sized>(frame: &F, length: u32, whole: bool) -> Option
     (wanted < length).then_some(wanted)
 }
 
+/// What a frame holds.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Neither of these.
+    #[default]
+    Other,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
 /// Where the packet of a frame has what, as offsets into the frame. Flat, for the reason
 /// that [`crate::verdict::Verdict`] is.
-#[derive(Clone, Copy)]
-pub(super) struct Outer {
-    /// Whether there is a packet that could be followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outer {
+    /// Whether the packet could be followed up to its transport header.
     pub known: bool,
     /// Which IP header it has.
-    pub family: Family,
+    pub kind: Kind,
     /// What follows the IP header and its extensions.
     pub protocol: u8,
     /// Where that begins.
-    pub transport: u32,
+    pub transport: u16,
     /// Where the packet ends.
     pub end: u32,
     /// Whether extension headers come before it.
@@ -213,16 +271,67 @@ pub(super) struct Outer {
     pub fragment: bool,
 }
 
+/// A bit where it is set.
+#[inline(always)]
+const fn flag(set: bool, bit: u64) -> u64 {
+    if set { bit } else { 0 }
+}
+
 impl Outer {
-    const UNKNOWN: Outer = Outer {
-        known: false,
-        family: Family::V4,
-        protocol: 0,
-        transport: L3 as u32,
-        end: L3 as u32,
-        extended: false,
-        fragment: false,
-    };
+    const KNOWN: u64 = 1 << 63;
+    const EXTENDED: u64 = 1 << 62;
+    const FRAGMENT: u64 = 1 << 61;
+    const IPV4: u64 = 1 << 60;
+    const IPV6: u64 = 1 << 59;
+
+    const fn unknown(kind: Kind) -> Self {
+        Outer {
+            known: false,
+            kind,
+            protocol: 0,
+            transport: L3 as u16,
+            end: L3 as u32,
+            extended: false,
+            fragment: false,
+        }
+    }
+
+    /// As one word, for functions of programs.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        let kind = match self.kind {
+            Kind::Ipv4 => Self::IPV4,
+            Kind::Ipv6 => Self::IPV6,
+            Kind::Other => 0,
+        };
+        self.end as u64
+            | (self.transport as u64) << 32
+            | (self.protocol as u64) << 48
+            | kind
+            | flag(self.known, Self::KNOWN)
+            | flag(self.extended, Self::EXTENDED)
+            | flag(self.fragment, Self::FRAGMENT)
+    }
+
+    /// From such a word.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Self {
+        Outer {
+            known: word & Self::KNOWN != 0,
+            kind: if word & Self::IPV4 != 0 {
+                Kind::Ipv4
+            } else if word & Self::IPV6 != 0 {
+                Kind::Ipv6
+            } else {
+                Kind::Other
+            },
+            protocol: (word >> 48) as u8,
+            transport: (word >> 32) as u16,
+            end: word as u32,
+            extended: word & Self::EXTENDED != 0,
+            fragment: word & Self::FRAGMENT != 0,
+        }
+    }
 }
 
 /// Where a packet ends by its own word, `packet` bytes, as an offset into a frame. A
@@ -243,17 +352,17 @@ const fn is_beyond(length: u32, gso_size: u32) -> bool {
 }
 
 #[inline(always)]
-fn outer4<F: Frame + ?Sized>(frame: &F, said: &Said) -> Outer {
+fn outer4<F: Frame + ?Sized>(frame: &F, length: u32, gso_size: u32) -> Outer {
     let Some(ip) = frame.read::<Ipv4Hdr>(L3) else {
-        return Outer::UNKNOWN;
+        return Outer::unknown(Kind::Ipv4);
     };
     let total = u16::from_be_bytes(ip.tot_len);
     Outer {
         known: true,
-        family: Family::V4,
+        kind: Kind::Ipv4,
         protocol: ip.proto,
-        transport: L3 as u32 + u32::from(ip.vihl & 15) * 4,
-        end: end(said.length, said.gso_size, total as u32, total == 0),
+        transport: L3 as u16 + u16::from(ip.vihl & 15) * 4,
+        end: end(length, gso_size, total as u32, total == 0),
         extended: false,
         // More to come, or an offset.
         fragment: u16::from_be_bytes(ip.frags) & 0x3fff != 0,
@@ -261,13 +370,13 @@ fn outer4<F: Frame + ?Sized>(frame: &F, said: &Said) -> Outer {
 }
 
 #[inline(always)]
-fn outer6<F: Frame + ?Sized>(frame: &F, said: &Said) -> Outer {
+fn outer6<F: Frame + ?Sized>(frame: &F, length: u32, gso_size: u32) -> Outer {
     let Some(ip) = Ip6::read(frame) else {
-        return Outer::UNKNOWN;
+        return Outer::unknown(Kind::Ipv6);
     };
     let end = end(
-        said.length,
-        said.gso_size,
+        length,
+        gso_size,
         u32::from(ip.payload) + (L4_V6 - L3) as u32,
         ip.payload == 0,
     );
@@ -282,17 +391,17 @@ fn outer6<F: Frame + ?Sized>(frame: &F, said: &Said) -> Outer {
             }
             _ => break,
         }
-        let Some([following, length]) = frame.read::<[u8; 2]>(transport) else {
-            return Outer::UNKNOWN;
+        let Some([following, units]) = frame.read::<[u8; 2]>(transport) else {
+            return Outer::unknown(Kind::Ipv6);
         };
-        transport += 8 + usize::from(length) * 8;
+        transport += 8 + usize::from(units) * 8;
         protocol = following;
     }
     Outer {
         known: true,
-        family: Family::V6,
+        kind: Kind::Ipv6,
         protocol,
-        transport: transport as u32,
+        transport: transport as u16,
         end,
         extended: transport != L4_V6,
         fragment,
@@ -308,7 +417,7 @@ const NOWHERE: u32 = 1 << 16;
 const fn own_field(of: u8) -> u32 {
     match of {
         protocol::TCP => TCP_FIELD,
-        protocol::UDP | protocol::UDP_LITE | protocol::DCCP => 6,
+        protocol::UDP | protocol::UDP_LITE | protocol::DCCP => UDP_FIELD,
         protocol::ICMP | protocol::ICMPV6 => 2,
         protocol::SCTP => 8,
         protocol::GRE => 4,
@@ -331,12 +440,13 @@ const fn tunnel_header(of: u8) -> u32 {
 /// Row S1.
 #[inline(always)]
 fn sum_fits<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> bool {
-    if !said.partial {
+    if !said.open.somewhere {
         return true;
     }
-    let (start, field) = (said.start, said.field);
+    let (start, field) = (said.open.start, said.open.field);
+    let transport = u32::from(outer.transport);
     // `start` first: beyond the frame, the other may have come round to small numbers.
-    if start < outer.transport
+    if start < transport
         || start >= outer.end
         || field < start
         || field + 2 > outer.end
@@ -344,11 +454,11 @@ fn sum_fits<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> bool {
     {
         return false;
     }
-    if start == outer.transport && field - start == own_field(outer.protocol) {
+    if start == transport && field - start == own_field(outer.protocol) {
         return true;
     }
     let header = tunnel_header(outer.protocol);
-    if header == NOWHERE || start < outer.transport + header {
+    if header == NOWHERE || start < transport + header {
         return false;
     }
     outer.protocol != protocol::UDP
@@ -368,7 +478,8 @@ fn segments_fit(said: &Said, outer: &Outer) -> bool {
     if size == 0 {
         return true;
     }
-    if outer.fragment || outer.end != said.length || outer.transport >= outer.end {
+    let transport = u32::from(outer.transport);
+    if outer.fragment || outer.end != said.length || transport >= outer.end {
         return false;
     }
     let kind = said.gso_type & !gso::HINTS;
@@ -379,7 +490,7 @@ fn segments_fit(said: &Said, outer: &Outer) -> bool {
     }
     let by_fragments = size == gso::BY_FRAGMENTS;
     if !by_fragments {
-        let payload = outer.end - outer.transport;
+        let payload = outer.end - transport;
         if size < MIN_SEGMENT
             || size >= payload
             || u64::from(payload) > u64::from(size) * u64::from(MAX_SEGMENTS)
@@ -397,7 +508,7 @@ fn segments_fit(said: &Said, outer: &Outer) -> bool {
     }
     // Where the headers end that each segment gets is known by the sum alone, except
     // behind plain headers.
-    if !by_fragments && !said.partial && (outer.extended || kind & gso::TUNNELS != 0) {
+    if !by_fragments && !said.open.somewhere && (outer.extended || kind & gso::TUNNELS != 0) {
         return false;
     }
     type_fits(kind, outer)
@@ -406,9 +517,9 @@ fn segments_fit(said: &Said, outer: &Outer) -> bool {
 /// Whether this is a way to cut such a packet up.
 #[inline(always)]
 fn type_fits(kind: u32, outer: &Outer) -> bool {
-    let (tcp, over_ip) = match outer.family {
-        Family::V4 => (gso::TCPV4, gso::IPXIP4),
-        Family::V6 => (gso::TCPV6, gso::IPXIP6),
+    let (tcp, over_ip) = match outer.kind {
+        Kind::Ipv6 => (gso::TCPV6, gso::IPXIP6),
+        _ => (gso::TCPV4, gso::IPXIP4),
     };
     let known = kind & !(gso::INNER | gso::TUNNELS) == 0;
     match outer.protocol {
@@ -427,12 +538,13 @@ fn type_fits(kind: u32, outer: &Outer) -> bool {
 /// Bytes of the longest packet that a super-packet is cut into, as
 /// `skb_gso_network_seglen`; 0 for what is none.
 #[inline(always)]
-pub(super) fn segment<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> u32 {
+fn segment<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> u32 {
     if said.gso_size == 0 {
         return 0;
     }
     if said.gso_size == gso::BY_FRAGMENTS {
-        return said.longest;
+        let header = u32::from(outer.transport).saturating_sub(L3 as u32) + SCTP_HEADER;
+        return said.longest.saturating_add(header);
     }
     said.gso_size
         .saturating_add(segment_headers(frame, said, outer))
@@ -443,16 +555,19 @@ pub(super) fn segment<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) 
 fn segment_headers<F: Frame + ?Sized>(frame: &F, said: &Said, outer: &Outer) -> u32 {
     // The sum left open is the innermost transport header's. Offsets stay those of the
     // frame until the end, whose bounds the verifier knows.
-    let (transport, tcp) = if said.partial {
-        (said.start, said.field.wrapping_sub(said.start) == TCP_FIELD)
+    let (transport, tcp) = if said.open.somewhere {
+        (
+            said.open.start,
+            said.open.field.wrapping_sub(said.open.start) == TCP_FIELD,
+        )
     } else {
-        (outer.transport, outer.protocol == protocol::TCP)
+        (u32::from(outer.transport), outer.protocol == protocol::TCP)
     };
     let header = if said.gso_type & gso::UDP != 0 && said.gso_type & gso::TUNNELS == 0 {
         // The UDP header counts as payload.
-        match outer.family {
-            Family::V4 => 0,
-            Family::V6 => FRAGMENT_HEADER,
+        match outer.kind {
+            Kind::Ipv6 => FRAGMENT_HEADER,
+            _ => 0,
         }
     } else if !tcp {
         UDP_HEADER

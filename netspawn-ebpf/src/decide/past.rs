@@ -4,7 +4,7 @@
 //! an uplink send from other namespaces, comes by here as the host's own packets do. None
 //! of it may have a machine's address as its source.
 
-use super::is_machine;
+use super::{is_machine, offload::Open};
 use crate::abi::{CLOSED, NOBODY, Owner, Uplink, WAY, settings_flag};
 use crate::tables::Tables;
 use crate::verdict::Reason;
@@ -88,6 +88,34 @@ where
         _ => is_way(ingress, owner, tables) && past().routed == Routed::Here,
     };
     (!own).then_some(Reason::MartianSource)
+}
+
+/// Whether a sum is to be completed in that part of a frame by which it is known for whom it
+/// speaks: behind all that is looked at here, the kernel or a card would write there.
+#[inline(always)]
+pub fn forges<F: Frame + ?Sized>(frame: &F, open: &Open) -> bool {
+    const CHECKSUM: u32 = 2;
+    if !open.somewhere {
+        return false;
+    }
+    let Some(eth) = frame.read::<EthHdr>(0) else {
+        return true;
+    };
+    let (ether_type, l3) = behind_tags(frame, &eth);
+    let headers = match ether_type {
+        ether_type::ARP => l3 + ArpHdr::LEN,
+        ether_type::IPV4 => l3 + Ipv4Hdr::LEN,
+        ether_type::IPV6 => {
+            const NEXT_HEADER: usize = core::mem::offset_of!(Ipv6Hdr, next_hdr);
+            let transport = (l3 + Ipv6Hdr::LEN) as u32;
+            if frame.read::<u8>(l3 + NEXT_HEADER) == Some(protocol::ICMPV6) {
+                return open.start != transport || open.field != transport + CHECKSUM;
+            }
+            l3 + Ipv6Hdr::LEN
+        }
+        _ => return false,
+    };
+    open.start < headers as u32 || open.field < open.start
 }
 
 /// The Ethernet type behind tags, and where what it says begins.

@@ -1,13 +1,9 @@
 //! Turns a dropped packet into the ICMP error about it, at tc.
 
 use aya_ebpf::{
-    bindings::{
-        __sk_buff, BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_INC, BPF_CSUM_LEVEL_QUERY,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-    },
+    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
-        bpf_csum_level, bpf_csum_update, bpf_ktime_get_coarse_ns, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_ktime_get_coarse_ns, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
     },
 };
 use netspawn_ebpf::{
@@ -22,6 +18,7 @@ use netspawn_ebpf::{
 };
 
 use super::{
+    hidden::{self, Settle},
     maps::{BUDGETS, Maps},
     packet::Packet,
 };
@@ -173,7 +170,10 @@ impl Skb {
     /// Cuts the frame to the quote, and returns its sum.
     #[inline(always)]
     fn cut(&self, family: Family, quote: u32) -> Option<u64> {
-        let partial = self.is_partial();
+        let open = hidden::settle(self.0, family);
+        if open == Settle::GiveUp {
+            return None;
+        }
         self.resize(L3 as u32 + quote)?;
         // Zeros add nothing to the sum.
         let padded = (quote & !7) + 8;
@@ -182,35 +182,11 @@ impl Skb {
         unsafe { bpf_skb_pull_data(self.0, self.length()) };
         let sum = quoted(self, padded as usize)?;
         self.resize(L3 as u32 + quote)?;
-        if partial {
-            Some(settle(&mut self.packet(), family, sum).unwrap_or(sum))
+        if open == Settle::Field {
+            settle(&mut self.packet(), family, sum)
         } else {
             Some(sum)
         }
-    }
-
-    /// Whether the transport checksum is left to the device (`CHECKSUM_PARTIAL`),
-    /// which nothing tells a program: it is what none of the other three is.
-    #[inline(always)]
-    fn is_partial(&self) -> bool {
-        // SAFETY: the context is valid; the helpers change no packet data.
-        unsafe {
-            if bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 {
-                return false;
-            }
-            // Succeeds for CHECKSUM_COMPLETE alone.
-            if bpf_csum_update(self.0, 0) >= 0 {
-                return false;
-            }
-            // Makes CHECKSUM_NONE a checksum that is known to be right.
-            // Returns 0 whatever it has done.
-            bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_INC));
-            if bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 {
-                bpf_csum_level(self.0, u64::from(BPF_CSUM_LEVEL_DEC));
-                return false;
-            }
-        }
-        true
     }
 
     #[inline(always)]

@@ -19,7 +19,7 @@ use netspawn_ebpf::{
         self, Meta,
         error::Toward,
         neighbor::{NO_LINK, link},
-        offload::{Judged, Said},
+        offload::{Judged, Open},
         past,
         reply::let_in,
     },
@@ -76,8 +76,18 @@ macro_rules! field {
         $(#[$doc])*
         #[inline(always)]
         fn $name(&self) -> u32 {
+            let value: u64;
+            // By an instruction of its own: for two reads of a field LLVM keeps a pointer to
+            // it, which is no context to the verifier.
             // SAFETY: the context is valid for the whole run of the program.
-            unsafe { (*self.raw).$name }
+            unsafe {
+                asm!(
+                    "{} = *(u32 *)({} + {})",
+                    out(reg) value, in(reg) self.raw, const offset_of!(__sk_buff, $name),
+                    options(readonly, pure, nostack)
+                );
+            }
+            value as u32
         }
     };
 }
@@ -93,8 +103,6 @@ impl Skb {
         /// The device that the frame has come in by, 0 for none.
         ingress_ifindex
     );
-    field!(data);
-    field!(data_end);
     field!(vlan_present);
     field!(vlan_tci);
     field!(gso_size);
@@ -149,7 +157,8 @@ impl Skb {
 
     #[inline(always)]
     fn packet(&self) -> Packet {
-        Packet::new(self.data() as usize, self.data_end() as usize)
+        // SAFETY: the context is valid for the whole run of the program.
+        unsafe { Packet::new((*self.raw).data as usize, (*self.raw).data_end as usize) }
     }
 
     /// Brings what decisions read within reach, where a driver left it in fragments. What
@@ -205,7 +214,7 @@ impl Skb {
 
     /// With nothing judged of what the sender says.
     #[inline(always)]
-    fn plain(&self) -> Meta {
+    fn unjudged(&self) -> Meta {
         let tagged = self.vlan_present() != 0;
         Meta {
             length: self.len(),
@@ -221,17 +230,28 @@ impl Skb {
         }
     }
 
+    /// For the short way: whole packets have not been judged.
+    #[inline(always)]
+    fn express_meta(&self) -> Meta {
+        let mut meta = self.unjudged();
+        if meta.gso_size != 0 {
+            meta.offload = hidden::judge(self.raw);
+        }
+        meta
+    }
+
     #[inline(always)]
     fn meta(&self) -> Meta {
         Meta {
             offload: hidden::judge(self.raw),
-            ..self.plain()
+            ..self.unjudged()
         }
     }
 
+    /// Where a sum is left open.
     #[inline(always)]
-    fn said(&self) -> Said {
-        hidden::said(self.raw)
+    fn open(&self) -> Open {
+        hidden::open(self.raw)
     }
 
     /// Sets to 0 what a machine may have set of what the kernel behind us goes by, on every
@@ -251,22 +271,26 @@ impl Skb {
         }
     }
 
-    /// Cuts off what follows the packet.
-    #[inline(always)]
-    fn trim(&self) -> Option<()> {
-        let whole = self.gso_size() == 0;
-        match decide::offload::surplus(&self.packet(), self.len(), whole) {
-            Some(length) => self.resize(length as usize),
-            None => Some(()),
-        }
-    }
-
     /// Cuts or grows the frame.
     #[inline(always)]
     fn resize(&self, length: usize) -> Option<()> {
         // SAFETY: the context is valid.
         let result = unsafe { bpf_skb_change_tail(self.raw, length as u32, 0) };
         (result == 0).then_some(())
+    }
+}
+
+/// Cuts off what follows the packet; 0 when that is done, or nothing does. A global function,
+/// which the verifier walks once, rather than for each way that leads here. Packet pointers
+/// are to be taken afresh.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn trim_frame(raw: *mut __sk_buff) -> i32 {
+    let skb = Skb { raw };
+    let whole = skb.gso_size() == 0;
+    match decide::offload::surplus(&skb.packet(), skb.len(), whole) {
+        Some(length) if skb.resize(length as usize).is_none() => -1,
+        _ => 0,
     }
 }
 
@@ -479,7 +503,7 @@ fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
         Action::Pass => matches!(toward, Toward::Machine),
         _ => false,
     };
-    if sent_on && skb.trim().is_none() {
+    if sent_on && trim_frame(skb.raw) != 0 {
         return failed();
     }
     match (verdict.action, verdict.endpoint, verdict.hop) {
@@ -528,13 +552,17 @@ fn handed_out(skb: &Skb) -> bool {
 fn is_strange(raw: *mut __sk_buff) -> bool {
     let skb = Skb { raw };
     let ifindex = skb.ifindex();
-    let reason = past::leaving(
-        &skb.packet(),
-        ifindex,
-        skb.ingress_ifindex(),
-        || past_of(raw),
-        &Maps,
-    );
+    let reason = if past::forges(&skb.packet(), &skb.open()) {
+        Some(Reason::BadOffload)
+    } else {
+        past::leaving(
+            &skb.packet(),
+            ifindex,
+            skb.ingress_ifindex(),
+            || past_of(raw),
+            &Maps,
+        )
+    };
     let Some(reason) = reason else {
         return false;
     };
@@ -564,8 +592,13 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let Some(uplink) = Maps.uplink(skb.ifindex()) else {
         return NEXT;
     };
-    if let Some(verdict) = decide::express(&skb.packet(), &skb.plain(), &skb.said(), uplink, &Maps)
-        && let Some(endpoint) = verdict.endpoint
+    if let Some(verdict) = decide::express(
+        &skb.packet(),
+        &skb.express_meta(),
+        &skb.open(),
+        uplink,
+        &Maps,
+    ) && let Some(endpoint) = verdict.endpoint
     {
         counters::reason(Reason::ForwardedIn);
         return deliver(&skb, &verdict, endpoint, true);
@@ -623,8 +656,8 @@ pub fn port_ingress(ctx: TcContext) -> i32 {
     skb.forget();
     let express = decide::express_port(
         &skb.packet(),
-        &skb.plain(),
-        &skb.said(),
+        &skb.express_meta(),
+        &skb.open(),
         id,
         endpoint,
         &Maps,

@@ -110,7 +110,7 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
         ..Said::default()
     };
     let meta = Meta::new(&frame, &said);
-    if let Some(verdict) = decide::express(&frame, &meta, &said, uplink, &Maps)
+    if let Some(verdict) = decide::express(&frame, &meta, &said.open, uplink, &Maps)
         && let Some(endpoint) = verdict.endpoint
     {
         return deliver(&ctx, &verdict, endpoint);

@@ -6,6 +6,7 @@
 use core::mem::offset_of;
 
 use super::ethernet;
+use crate::decide::offload::Open;
 use crate::verdict::{Error, Family};
 use crate::wire::{
     EthHdr, Frame, FrameMut, Ip6, Ipv4, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, Words6, checksum, protocol,
@@ -31,14 +32,18 @@ pub fn quoted(frame: &(impl Frame + ?Sized), length: usize) -> Option<u64> {
     checksum::sum8::<MAX_UNITS>(frame, L3, length)
 }
 
-/// Makes the transport checksum of the quote at byte 14 one that a device which fills it
-/// in (`CHECKSUM_PARTIAL`) leaves as it is, and returns the sum of the quote with it;
-/// `None` where no TCP or UDP header follows. `sum` is that of the quote before.
-///
-/// The device puts `-(others + field)` there; `-others / 2` is the value that this gives
-/// again. In ones' complement to halve is to rotate.
+/// A transport checksum that [`settle`] knows.
+struct Field {
+    /// Where its header begins.
+    start: usize,
+    /// Where it is.
+    at: usize,
+    /// What the IP header adds to the sum of the packet.
+    header: u64,
+}
+
 #[inline(always)]
-pub fn settle(frame: &mut (impl FrameMut + ?Sized), family: Family, sum: u64) -> Option<u64> {
+fn field(frame: &(impl Frame + ?Sized), family: Family) -> Option<Field> {
     const TCP_CHECK: usize = 16;
     const UDP_CHECK: usize = 6;
     let (header, next, length) = match family {
@@ -55,12 +60,39 @@ pub fn settle(frame: &mut (impl FrameMut + ?Sized), family: Family, sum: u64) ->
             (sum, ip.next_header, Ipv6Hdr::LEN)
         }
     };
-    let field = match next {
+    let offset = match next {
         protocol::TCP => TCP_CHECK,
         protocol::UDP => UDP_CHECK,
         _ => return None,
     };
-    let at = L3 + length + field;
+    Some(Field {
+        start: L3 + length,
+        at: L3 + length + offset,
+        header,
+    })
+}
+
+/// Whether [`settle`] can deal with the sum that is left open: it is TCP's or UDP's own,
+/// as it is for nearly all packets, and taken to be where that cannot be seen.
+#[inline(always)]
+pub fn is_settled(frame: &(impl Frame + ?Sized), family: Family, open: &Open) -> bool {
+    match field(frame, family) {
+        Some(Field { start, at, .. }) => {
+            open.unseen || (open.start, open.field) == (start as u32, at as u32)
+        }
+        None => false,
+    }
+}
+
+/// Makes the transport checksum of the quote at byte 14 one that a device which fills it
+/// in (`CHECKSUM_PARTIAL`) leaves as it is, and returns the sum of the quote with it;
+/// `None` where no TCP or UDP header follows. `sum` is that of the quote before.
+///
+/// The device puts `-(others + field)` there; `-others / 2` is the value that this gives
+/// again. In ones' complement to halve is to rotate.
+#[inline(always)]
+pub fn settle(frame: &mut (impl FrameMut + ?Sized), family: Family, sum: u64) -> Option<u64> {
+    let Field { at, header, .. } = field(frame, family)?;
     let old = frame.read::<u16>(at)?;
     let without = u64::from(checksum::fold(sum)) + u64::from(!old);
     let others = checksum::fold(without + u64::from(!checksum::fold(header)));

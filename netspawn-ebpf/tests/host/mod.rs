@@ -18,7 +18,7 @@ use netspawn_ebpf::{
         error::{HEADERS4, HEADERS6, error4, error6, quoted},
     },
     tables::Tables,
-    verdict::{Action, Error, Family, Verdict, word_mac},
+    verdict::{Action, Error, Family, Reason, Verdict, word_mac},
     wire::{Ipv4, Ipv6, MIN_FRAME, Words6, ndp::ADVERTISEMENT_FRAME, words6},
 };
 
@@ -201,11 +201,12 @@ pub fn decide<'a>(
     Some(match at {
         At::Uplink => {
             let verdict = decide::uplink(frame, meta, &world.uplink, world);
-            if let Some(express) = decide::express(frame, meta, said, &world.uplink, world) {
+            if let Some(express) = decide::express(frame, meta, &said.open, &world.uplink, world) {
                 assert_eq!(express, verdict, "the short way differs: {frame:02x?}");
             }
             verdict
         }
+        At::Host if past::forges(frame, &said.open) => Verdict::drop(Reason::BadOffload, NOBODY),
         At::Host => match past::leaving(frame, UPLINK_INDEX, 0, || Past::OWN, world) {
             Some(reason) => Verdict::drop(reason, NOBODY),
             None => decide::host(frame, meta, world),
@@ -213,7 +214,9 @@ pub fn decide<'a>(
         At::Port(id) => {
             let endpoint = world.endpoint(id)?;
             let verdict = decide::port(frame, meta, id, endpoint, world);
-            if let Some(express) = decide::express_port(frame, meta, said, id, endpoint, world) {
+            if let Some(express) =
+                decide::express_port(frame, meta, &said.open, id, endpoint, world)
+            {
                 assert_eq!(express, verdict, "the short way differs: {frame:02x?}");
             }
             verdict

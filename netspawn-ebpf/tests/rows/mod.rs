@@ -15,7 +15,10 @@ pub mod world;
 
 use netspawn_ebpf::{
     abi::{NOBODY, Owner},
-    decide::{Meta, offload::Said},
+    decide::{
+        Meta,
+        offload::{Open, Said},
+    },
     verdict::{Kind, Reason},
 };
 
@@ -200,9 +203,12 @@ impl Row {
     /// With a checksum to be completed: over what begins at `start` of the frame, written
     /// `offset` bytes behind that.
     pub fn partial(mut self, start: u32, offset: u32) -> Self {
-        self.said.partial = true;
-        self.said.start = start;
-        self.said.field = start.wrapping_add(offset);
+        self.said.open = Open {
+            somewhere: true,
+            unseen: false,
+            start,
+            field: start.wrapping_add(offset),
+        };
         self
     }
 
@@ -225,7 +231,7 @@ impl Row {
     /// (a page less what an skb needs around it).
     #[allow(dead_code, reason = "for those who run the programs")]
     pub fn can_be_run(&self) -> bool {
-        !self.said.partial
+        !self.said.open.somewhere
             && self.said.gso_type == 0
             && self.protocol.is_none()
             && self.frame.len() <= 3_500

@@ -8,8 +8,10 @@ use netspawn_ebpf::{
 };
 
 use super::{
-    At, Row,
-    build::{Arp, Inner, Packet, other, packet, pad, patch, solicitation, tagged},
+    At, Row, Told,
+    build::{
+        Arp, Icmp6, Inner, Packet, advertisement, other, packet, pad, patch, solicitation, tagged,
+    },
     world::*,
 };
 
@@ -348,18 +350,18 @@ fn sums_of_others() -> Vec<Row> {
             NOBODY,
         )
         .partial(14, 14),
-        Row::pass(
-            "S1 ARP for the host, which completes nothing",
+        bad(
+            "S1 ARP for the host",
             At::Uplink,
             request(ASKER, ASKER4, HOST4),
-            Reason::ForHost,
+            NOBODY,
         )
         .partial(14, 14),
         Row::pass(
             "S1 the host's own business",
             At::Uplink,
             packet(ASKER, UPLINK, ASKER4, HOST4).frame(),
-            Reason::ForHost,
+            Reason::NotOwned,
         )
         .partial(26, 0),
         Row::drop(
@@ -402,14 +404,25 @@ fn sums_of_others() -> Vec<Row> {
 }
 
 fn neighbors() -> Vec<Row> {
-    let asked = solicitation(ip6(WEB), ASKER6, ASKER, &[]).frame();
+    let asked = solicitation(ip6(WEB), ASKER6, ASKER, &[]);
     vec![
-        Row::drop(
+        Row::pass(
             "S1 a solicitation that would be answered",
             At::Uplink,
-            asked,
+            asked.frame(),
+            Reason::NotOwned,
+        )
+        .partial(V6 + 8, 4),
+        Row::drop(
+            "S1 a solicitation to a machine's own address",
+            At::Uplink,
+            Icmp6 {
+                destination: ip6(WEB),
+                ..asked
+            }
+            .frame(),
             Reason::BadOffload,
-            NOBODY,
+            WEB,
         )
         .partial(V6 + 8, 4),
     ]
@@ -418,6 +431,15 @@ fn neighbors() -> Vec<Row> {
 /// So many segments of that size, cut like that.
 fn cut(rows: [Row; 2], kind: u32, size: u32) -> [Row; 2] {
     with(rows, |row| row.segments(kind, size))
+}
+
+/// SCTP whose longest fragment has so many bytes, behind 20 of IPv4 and 12 of its own.
+fn fragments(rows: [Row; 2], longest: u32) -> [Row; 2] {
+    with(rows, |row| {
+        let mut row = row.partial(V4, SCTP).segments(gso::SCTP, gso::BY_FRAGMENTS);
+        row.said.longest = longest;
+        row
+    })
 }
 
 fn types() -> Vec<Row> {
@@ -507,11 +529,17 @@ fn types() -> Vec<Row> {
             gso::TCPV4,
             gso::BY_FRAGMENTS,
         ),
-        with(goes4("S2 SCTP by fragments", other(132)), |row| {
-            let mut row = row.partial(V4, SCTP).segments(gso::SCTP, gso::BY_FRAGMENTS);
-            row.said.longest = 1500;
-            row
-        }),
+        fragments(goes4("S2 SCTP by fragments that fit", other(132)), 1468),
+        with(
+            fragments(bad4("S2 SCTP by fragments, one too long", other(132)), 1469),
+            |row| {
+                Row {
+                    reason: Reason::TooBig,
+                    ..row
+                }
+                .told(Told::TooBig(1500))
+            },
+        ),
     ])
 }
 
@@ -709,6 +737,21 @@ fn host() -> Vec<Row> {
         bad("S1 under a tag, from the host's side", from(FAR4).frame())
             .partial(26, 0)
             .vlan(VLAN),
+        bad(
+            "S1 under two tags in the frame, from the host's side",
+            tagged(&tagged(&from(FAR4).frame(), VLAN), VLAN),
+        )
+        .partial(14 + 8 + 12, 0),
+        bad(
+            "S1 into an advertisement's target, from the host's side",
+            advertisement(FAR6, UPLINK, ASKER6, ASKER, 0x20).frame(),
+        )
+        .partial(V6 + 8, 4),
+        bad(
+            "S1 into an announcement's sender, from the host's side",
+            Arp::who_has(FAR4, UPLINK, HOST4).frame(),
+        )
+        .partial(28, 0),
         Row::pass(
             "S1 what the host leaves open in its own packets",
             At::Host,

@@ -112,9 +112,19 @@ fn bpf(facts: &Facts) -> Vec<Finding> {
         add(TCX_MISSING, "it has no tcx".to_owned(), remedy);
     }
     if !kernel.btf {
-        let remedy = decide("nothing has to be done; CONFIG_DEBUG_INFO_BTF gives it");
+        let remedy = decide("boot a kernel with CONFIG_DEBUG_INFO_BTF");
         let text = "/sys/kernel/btf/vmlinux is not there";
         add(BTF_MISSING, text.to_owned(), remedy);
+    }
+    if let Some(why) = &kernel.unseen {
+        add(
+            OFFLOAD_FIELDS_UNSEEN,
+            why.clone(),
+            decide(
+                "boot Linux 6.2 or newer with BTF and the JIT on, or without lockdown=confidentiality; \
+                 until then, keep CAP_NET_RAW from machines, and VMs from offering checksums",
+            ),
+        );
     }
     if kernel.jit == Some(false) {
         add(

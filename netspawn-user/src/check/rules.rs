@@ -95,7 +95,10 @@ rules! {
         "The uplink gets clsact filters in its place, which does the same.";
     BTF_MISSING: Info Bpf "btf-missing",
         "There is no `/sys/kernel/btf/vmlinux`.",
-        "Nothing of netspawn-xdp needs it; tracing tools do.";
+        "The programs find the fields of packets by it that decide what a machine may leave open.";
+    OFFLOAD_FIELDS_UNSEEN: Warning Bpf "offload-fields-unseen",
+        "Programs cannot see where a sender leaves a checksum to be completed.",
+        "The guard of ports is incomplete: a machine can have the source of its packets changed behind it.";
     JIT_OFF: Warning Bpf "jit-off",
         "Programs are interpreted.",
         "Each packet costs several times as much.";

@@ -14,6 +14,7 @@ use crate::{
     control::{Request, RunDir, Turn},
     datapath::{
         attach::{UplinkError, uplink_check},
+        hidden,
         object::Sizes,
         pins::Pins,
         plane::{Plane, Wanted},
@@ -127,6 +128,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         }
         _ => None,
     };
+    tell_unseen();
     tell_bypassed();
     let fresh = !Pins::new(&global.bpf_dir).exist();
     let attached = attach(global, args, &config, &settings, host, &uplinks);
@@ -247,6 +249,17 @@ fn metrics_left(asked: &Option<Address>, served: &Option<Address>) -> Vec<String
             )]
         }
         _ => Vec::new(),
+    }
+}
+
+/// Says where the guard of ports cannot see all that a machine says.
+fn tell_unseen() {
+    if let Some(why) = &hidden::found().why {
+        tracing::warn!(
+            "the guard of ports is incomplete: it cannot see where a machine leaves a checksum to be \
+             completed, by which the source of a packet can be changed behind it ({why}); \
+             see `netspawn-xdp check`"
+        );
     }
 }
 

@@ -35,6 +35,9 @@ provoked! {
     btf_missing: "btf-missing", plain, |stage| {
         stage.mounts("mount -t tmpfs none /sys/kernel/btf")
     }, Person(alone);
+    offload_fields_unseen: "offload-fields-unseen", plain, |stage| {
+        stage.mounts("mount -t tmpfs none /sys/kernel/btf")
+    }, Person(alone);
     bpffs_missing: "bpffs-missing", plain, |stage| {
         let folder = stage.lab.dir().join("plain");
         fs::create_dir(&folder)?;

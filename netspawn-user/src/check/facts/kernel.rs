@@ -12,6 +12,7 @@ use netspawn_ebpf::abi::program;
 use crate::{
     datapath::{
         attach::{bpf, trial},
+        hidden,
         object::{self, Sizes},
     },
     outcome,
@@ -65,6 +66,9 @@ pub struct Kernel {
     pub tcx: bool,
     /// Whether it has BTF.
     pub btf: bool,
+    /// Why programs cannot see what `__sk_buff` hides; `None` where they can, or could not
+    /// be tried.
+    pub unseen: Option<String>,
     /// Whether programs are compiled; `None` when none was loaded.
     pub jit: Option<bool>,
     /// Locked memory that this process may have, in bytes; `None` when not limited.
@@ -95,6 +99,7 @@ pub fn read() -> Kernel {
             return kernel;
         }
     };
+    kernel.unseen.clone_from(&hidden::found().why);
     let loaded = object::classifier(&mut ebpf, program::PORT_INGRESS);
     if let Ok(fd) = loaded.and_then(|program| Ok(program.fd()?.as_fd().try_clone_to_owned()?)) {
         kernel.jit = bpf::is_jited(fd.as_fd()).ok();

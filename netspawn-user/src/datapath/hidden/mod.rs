@@ -49,6 +49,9 @@ struct Layout {
     end: u16,
     head: u16,
     gso_type: u16,
+    frag_list: u16,
+    next: u16,
+    len: u16,
     shared_info: u32,
     kernel_context: Option<u32>,
     read_only: Option<u32>,
@@ -138,15 +141,24 @@ fn layout() -> Result<Option<Layout>> {
         offset(skb, "csum_offset", 2)? == csum + 2,
         "the kernel's csum_offset does not follow csum_start"
     );
-    let head = btf.member(skb, "head")?;
+    let pointer =
+        |of: u32, name: &str| -> Result<u16> { Ok(u16::try_from(btf.member(of, name)?.bit / 8)?) };
+    let len = offset(skb, "len", 4)?;
+    ensure!(
+        offset(skb, "data_len", 4)? == len + 4,
+        "the kernel's data_len does not follow len"
+    );
     Ok(Some(Layout {
         ip_summed: u16::try_from(summed.bit / 8)?,
         ip_summed_mask: 3 << (summed.bit % 8),
         csum,
         mac_header: offset(skb, "mac_header", 2)?,
         end: offset(skb, "end", 4)?,
-        head: u16::try_from(head.bit / 8)?,
+        head: pointer(skb, "head")?,
         gso_type: offset(shared, "gso_type", 4)?,
+        frag_list: pointer(shared, "frag_list")?,
+        next: pointer(skb, "next")?,
+        len,
         shared_info: shared,
         kernel_context: numbers.get(CONTEXT).copied(),
         read_only: numbers.get(READ_ONLY).copied(),
@@ -171,12 +183,16 @@ impl Layout {
             },
             constant::IP_SUMMED_MASK => self.ip_summed_mask.into(),
             constant::COPY_FROM => copied.start.into(),
+            constant::COPY_BACK => -i32::from(copied.start),
             constant::COPY_LENGTH => copied.len() as i32,
             constant::END => self.end.into(),
             constant::HEAD => self.head.into(),
             constant::GSO_TYPE => self.gso_type.into(),
             constant::SHARED_INFO => self.shared_info.cast_signed(),
             constant::MAC_HEADER => self.mac_header.into(),
+            constant::FRAG_LIST => self.frag_list.into(),
+            constant::NEXT => self.next.into(),
+            constant::LEN => self.len.into(),
             _ => return None,
         })
     }
@@ -189,6 +205,10 @@ impl Layout {
             field::END => self.end,
             field::HEAD => self.head,
             field::GSO_TYPE => self.gso_type,
+            field::FRAG_LIST => self.frag_list,
+            field::NEXT => self.next,
+            field::LEN => self.len,
+            field::DATA_LEN => self.len + 4,
             _ => return None,
         };
         // Layouts with offsets beyond are not tried.
@@ -235,6 +255,7 @@ fn instruction(code: u8, destination: u8, source: u8, off: i16, imm: i32) -> bpf
 const MOVE_REGISTER: u8 = 0xbf;
 const ADD_REGISTER: u8 = 0x0f;
 const ADD: u8 = 0x07;
+const JUMP_IF_NOT: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
 fn by_context(layout: &Layout) -> Result<Vec<bpf_insn>> {
@@ -252,7 +273,13 @@ fn by_context(layout: &Layout) -> Result<Vec<bpf_insn>> {
         instruction(ADD_REGISTER, 1, 2, 0, 0),
         instruction(MOVE, 2, 0, 0, layout.shared_info.cast_signed()),
         instruction(CALL, 0, KFUNC, 0, read_only.cast_signed()),
-        load(WORD, 0, 0, layout.gso_type),
+        load(WORD, 1, 0, layout.gso_type),
+        load(DOUBLE, 1, 0, layout.frag_list),
+        instruction(JUMP_IF_NOT, 1, 0, 2, 0),
+        instruction(MOVE, 0, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+        load(WORD, 2, 1, layout.len),
+        load(DOUBLE, 1, 1, layout.next),
         instruction(MOVE, 0, 0, 0, 0),
         instruction(EXIT, 0, 0, 0, 0),
     ])
@@ -313,7 +340,7 @@ pub fn fill(bytes: &[u8]) -> Result<Aligned> {
         let code = filled.bytes_mut().get_mut(section);
         blanks |= fill_section(code.context("a section is cut short")?, *sight, layout);
     }
-    let all = (1 << (constant::ALL.len() + function::ALL.len() + field::ALL.len())) - 1;
+    let all = (1u32 << (constant::ALL.len() + function::ALL.len() + field::ALL.len())) - 1;
     ensure!(blanks == all, "the BPF object lacks a blank: {blanks:#x}");
     Ok(filled)
 }
