@@ -318,8 +318,11 @@ fn send_back(skb: &Skb, back: Back) -> i32 {
             BPF_F_INGRESS as u64
         }
     };
+    // Otherwise LLVM keeps the field's address from one place to the other, and the
+    // verifier takes no modified context.
+    let ifindex = skb.afresh().ifindex();
     // SAFETY: takes numbers only.
-    unsafe { bpf_redirect(skb.ifindex(), flags) as i32 }
+    unsafe { bpf_redirect(ifindex, flags) as i32 }
 }
 
 #[inline(always)]
