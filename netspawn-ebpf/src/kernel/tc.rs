@@ -97,6 +97,10 @@ impl Skb {
         /// Bytes of the frame, also out of reach.
         len
     );
+    field!(
+        /// The device of the hook.
+        ifindex
+    );
     field!(mark);
     field!(priority);
     field!(
@@ -107,24 +111,6 @@ impl Skb {
     field!(vlan_tci);
     field!(gso_size);
     field!(protocol);
-
-    /// The device of the hook.
-    ///
-    /// By an instruction of its own: LLVM keeps the address of a field that is read more than
-    /// once, and the verifier reads the context by its own address alone.
-    #[inline(always)]
-    fn ifindex(&self) -> u32 {
-        let value: u64;
-        // SAFETY: the context is valid for the whole run of the program.
-        unsafe {
-            asm!(
-                "{} = *(u32 *)({} + {})",
-                out(reg) value, in(reg) self.raw, const offset_of!(__sk_buff, ifindex),
-                options(pure, readonly, nostack)
-            );
-        }
-        value as u32
-    }
 
     /// The same, with nothing known of it: what has been found out of the frame before
     /// would make the verifier walk all that follows once for each way that leads here.
