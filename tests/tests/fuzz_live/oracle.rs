@@ -8,7 +8,7 @@ use netspawn_ebpf::{
 use netspawn_tests::vnet::{Received, gso};
 
 use crate::{
-    packets::MARK,
+    packets::{MARK, MASK},
     rig::{Origin, Place},
     rows::world::{self, ACME, DB, MACHINES, SMALL, WEB},
 };
@@ -82,9 +82,8 @@ pub fn mark(frame: &[u8]) -> Option<u32> {
     loop {
         let at = from + seen[from..].iter().position(|byte| *byte == MARK[0])?;
         if seen.get(at..at + 4)? == MARK {
-            return Some(u32::from_be_bytes(
-                seen.get(at + 4..at + 8)?.try_into().ok()?,
-            ));
+            let word = seen.get(at + 4..at + 8)?.try_into().ok()?;
+            return Some(u32::from_be_bytes(word) ^ MASK);
         }
         from = at + 1;
     }
