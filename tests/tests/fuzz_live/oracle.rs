@@ -8,7 +8,7 @@ use netspawn_ebpf::{
 use netspawn_tests::vnet::{Received, gso};
 
 use crate::{
-    packets::{MARK, MASK},
+    packets::MARK,
     rig::{Origin, Place},
     rows::world::{self, ACME, DB, MACHINES, SMALL, WEB},
 };
@@ -74,19 +74,22 @@ pub fn source(frame: &[u8]) -> Option<Source> {
     }
 }
 
-/// The number in a frame's payload.
-pub fn mark(frame: &[u8]) -> Option<u32> {
-    // Headers of two tunnels and all options are shorter; so is the rest of most frames.
+/// Where marks begin, in the part of a frame that holds headers. Those of two tunnels and
+/// all options are shorter; so is the rest of most frames.
+fn marks(frame: &[u8]) -> impl Iterator<Item = usize> {
     let seen = &frame[..frame.len().min(700)];
-    let mut from = 0;
-    loop {
-        let at = from + seen[from..].iter().position(|byte| *byte == MARK[0])?;
-        if seen.get(at..at + 4)? == MARK {
-            let word = seen.get(at + 4..at + 8)?.try_into().ok()?;
-            return Some(u32::from_be_bytes(word) ^ MASK);
-        }
-        from = at + 1;
-    }
+    seen.iter()
+        .enumerate()
+        .filter(|(at, byte)| **byte == MARK[0] && seen[*at..].starts_with(&MARK))
+        .map(|(at, _)| at)
+}
+
+/// The number in a frame's payload: twice, as one alone may have been changed, or cut.
+pub fn number(frame: &[u8]) -> Option<u64> {
+    let word = |at: usize| frame.get(at..at + 8);
+    let at = marks(frame).find(|at| word(*at).is_some() && word(*at) == word(at + 8))?;
+    let digits = frame[at + 4..at + 8].try_into().ok()?;
+    Some(u32::from_be_bytes(digits).into())
 }
 
 impl Oracle {
@@ -149,7 +152,7 @@ impl Oracle {
             frame,
             kind,
             from,
-            marked: mark(frame).is_some(),
+            marked: marks(frame).next().is_some(),
         };
         if received.tag.is_some() || [0x8100, 0x88a8].contains(&kind) {
             return Err("it is tagged");

@@ -23,7 +23,7 @@ use netspawn_tests::{
 use crate::{
     generate::Generator,
     host,
-    oracle::{Oracle, Source, Whose, mark, source},
+    oracle::{Oracle, Source, Whose, number, source},
     packets::{Made, make},
     rig::{Link, Origin, PHASE, Phase, Place, Rig, Setup, colons},
     rows::world::{self, WEB},
@@ -303,7 +303,7 @@ impl Session {
             return true;
         };
         let mut sent = self.recent.iter().flatten();
-        let Some(index) = mark(frame).map(u64::from) else {
+        let Some(index) = number(frame) else {
             return sent.any(|sent| sent.source == Some(seen));
         };
         // Segments of a veth's far end, which completes sums itself, may be others.
@@ -409,8 +409,8 @@ impl Session {
 
     /// Prints a violation, with the frame that made it.
     fn show(&mut self, violation: &Violation, frames: Option<std::ops::Range<u64>>) -> Result<()> {
-        let index = match mark(&violation.frame) {
-            Some(index) => Some(u64::from(index)),
+        let index = match number(&violation.frame) {
+            Some(index) => Some(index),
             None => match frames {
                 Some(frames) if !self.quiet => self.find(violation, frames)?,
                 _ => None,
