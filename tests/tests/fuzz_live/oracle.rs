@@ -9,7 +9,7 @@ use netspawn_tests::vnet::{Received, gso};
 
 use crate::{
     packets::MARK,
-    rig::{Origin, Place},
+    rig::{Origin, Place, is_ping},
     rows::world::{self, ACME, DB, MACHINES, SMALL, WEB},
 };
 
@@ -338,7 +338,12 @@ impl Oracle {
         if seen.from != world::port_mac(id) {
             return Err("its link-layer source is not the port's");
         }
+        if is_ping(seen.frame) {
+            return Ok(Whose::Other);
+        }
         match seen.source()? {
+            // The host answers what was sent to it in a machine's name.
+            Some(source) if self.owner(source) == HOST && seen.is_answer() => Ok(Whose::Other),
             Some(source) if seen.marked || !self.is_own_talk(seen, source, id) => {
                 if self.is_martian(source) {
                     Err("its source is one that the network cannot have")
@@ -413,6 +418,19 @@ impl Seen<'_> {
             (IPV6, ICMP6) => matches!(self.frame.get(54), Some(1..=4)),
             _ => false,
         }
+    }
+
+    /// Whether it is what a stack says of itself about a packet that it got: an error, an
+    /// echo, a reset, an advertisement.
+    fn is_answer(&self) -> bool {
+        let echo = match (self.kind, self.protocol()) {
+            (IPV4, 1) => self.frame.get(34) == Some(&0),
+            (IPV6, ICMP6) => matches!(self.frame.get(54), Some(129 | 136)),
+            (IPV4, 6) => self.frame.get(47).is_some_and(|flags| flags & 4 != 0),
+            (IPV6, 6) => self.frame.get(67).is_some_and(|flags| flags & 4 != 0),
+            _ => false,
+        };
+        echo || self.is_error()
     }
 
     /// The link-layer address that ARP or neighbor discovery says is its sender's.
