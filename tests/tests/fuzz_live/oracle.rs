@@ -9,7 +9,7 @@ use netspawn_tests::vnet::{Received, gso};
 
 use crate::{
     packets::MARK,
-    rig::{Origin, Place},
+    rig::{Origin, Place, is_ping},
     rows::world::{self, ACME, DB, MACHINES, SMALL, WEB},
 };
 
@@ -74,20 +74,22 @@ pub fn source(frame: &[u8]) -> Option<Source> {
     }
 }
 
-/// The number in a frame's payload.
-pub fn mark(frame: &[u8]) -> Option<u32> {
-    // Headers of two tunnels and all options are shorter; so is the rest of most frames.
+/// Where marks begin, in the part of a frame that holds headers. Those of two tunnels and
+/// all options are shorter; so is the rest of most frames.
+fn marks(frame: &[u8]) -> impl Iterator<Item = usize> {
     let seen = &frame[..frame.len().min(700)];
-    let mut from = 0;
-    loop {
-        let at = from + seen[from..].iter().position(|byte| *byte == MARK[0])?;
-        if seen.get(at..at + 4)? == MARK {
-            return Some(u32::from_be_bytes(
-                seen.get(at + 4..at + 8)?.try_into().ok()?,
-            ));
-        }
-        from = at + 1;
-    }
+    seen.iter()
+        .enumerate()
+        .filter(|(at, byte)| **byte == MARK[0] && seen[*at..].starts_with(&MARK))
+        .map(|(at, _)| at)
+}
+
+/// The number in a frame's payload: twice, as one alone may have been changed, or cut.
+pub fn number(frame: &[u8]) -> Option<u64> {
+    let word = |at: usize| frame.get(at..at + 8);
+    let at = marks(frame).find(|at| word(*at).is_some() && word(*at) == word(at + 8))?;
+    let digits = frame[at + 4..at + 8].try_into().ok()?;
+    Some(u32::from_be_bytes(digits).into())
 }
 
 impl Oracle {
@@ -150,7 +152,7 @@ impl Oracle {
             frame,
             kind,
             from,
-            marked: mark(frame).is_some(),
+            marked: marks(frame).next().is_some(),
         };
         if received.tag.is_some() || [0x8100, 0x88a8].contains(&kind) {
             return Err("it is tagged");
@@ -336,7 +338,12 @@ impl Oracle {
         if seen.from != world::port_mac(id) {
             return Err("its link-layer source is not the port's");
         }
+        if is_ping(seen.frame) {
+            return Ok(Whose::Other);
+        }
         match seen.source()? {
+            // The host answers what was sent to it in a machine's name.
+            Some(source) if self.owner(source) == HOST && seen.is_answer() => Ok(Whose::Other),
             Some(source) if seen.marked || !self.is_own_talk(seen, source, id) => {
                 if self.is_martian(source) {
                     Err("its source is one that the network cannot have")
@@ -411,6 +418,19 @@ impl Seen<'_> {
             (IPV6, ICMP6) => matches!(self.frame.get(54), Some(1..=4)),
             _ => false,
         }
+    }
+
+    /// Whether it is what a stack says of itself about a packet that it got: an error, an
+    /// echo, a reset, an advertisement.
+    fn is_answer(&self) -> bool {
+        let echo = match (self.kind, self.protocol()) {
+            (IPV4, 1) => self.frame.get(34) == Some(&0),
+            (IPV6, ICMP6) => matches!(self.frame.get(54), Some(129 | 136)),
+            (IPV4, 6) => self.frame.get(47).is_some_and(|flags| flags & 4 != 0),
+            (IPV6, 6) => self.frame.get(67).is_some_and(|flags| flags & 4 != 0),
+            _ => false,
+        };
+        echo || self.is_error()
     }
 
     /// The link-layer address that ARP or neighbor discovery says is its sender's.

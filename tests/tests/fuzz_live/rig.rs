@@ -477,6 +477,11 @@ fn echo(frame: &[u8]) -> Option<(usize, bool)> {
     (frame.get(at + 4..at + 6)? == PING).then_some((at, v6))
 }
 
+/// Whether a frame is one of the honest pings.
+pub fn is_ping(frame: &[u8]) -> bool {
+    echo(frame).is_some()
+}
+
 fn is_reply(frame: &[u8], number: u32) -> bool {
     echo(frame).is_some_and(|(at, v6)| {
         frame[at] == if v6 { 129 } else { 0 } && frame[at + 7] == number as u8
