@@ -48,14 +48,23 @@ const fn toward(what: u32) -> Toward {
 
 /// Makes the frame the error about itself, addressed to where it came from. Whether
 /// that was done: otherwise the frame is to be dropped, whatever is left of it.
-#[inline(never)]
+#[inline(always)]
 pub fn make(raw: *mut __sk_buff, what: u32, mtu: u32, id: Owner) -> bool {
+    make_error(raw, what, mtu, id) != 0
+}
+
+/// A global function, which the verifier walks once, rather than for each way that leads
+/// here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_error(raw: *mut __sk_buff, what: u32, mtu: u32, id: Owner) -> u32 {
     let skb = Skb(raw);
-    if what >> 8 & 0xff == Family::V4 as u32 {
-        make4(&skb, what, mtu, id).is_some()
+    let made = if what >> 8 & 0xff == Family::V4 as u32 {
+        make4(&skb, what, mtu, id)
     } else {
-        make6(&skb, what, mtu, id).is_some()
-    }
+        make6(&skb, what, mtu, id)
+    };
+    u32::from(made.is_some())
 }
 
 #[inline(always)]

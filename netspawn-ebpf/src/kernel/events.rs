@@ -1,6 +1,6 @@
 //! Tells the agent of frames that somebody should not have sent.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_ktime_get_coarse_ns};
 use netspawn_ebpf::{
     abi::{Event, NOBODY, Owner, SNAP_LEN},
     decide::budget::{self, take},
@@ -18,9 +18,13 @@ use super::{
 /// counted, where nobody reads them.
 #[inline(always)]
 pub fn tell(reason: Reason, endpoint: Owner, ifindex: u32, length: u32, frame: &Packet) {
-    if !reason.is_told() || endpoint == NOBODY {
-        return;
+    if reason.is_told() && endpoint != NOBODY {
+        write(reason as u32, endpoint, ifindex, length, frame);
     }
+}
+
+#[inline(always)]
+fn write(reason: u32, endpoint: Owner, ifindex: u32, length: u32, frame: &Packet) {
     // SAFETY: takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let Some(budget) = BUDGETS.get_ptr_mut(endpoint) else {
@@ -40,7 +44,7 @@ pub fn tell(reason: Reason, endpoint: Owner, ifindex: u32, length: u32, frame: &
     // is written.
     unsafe {
         (*event).time = now;
-        (*event).reason = reason as u32;
+        (*event).reason = reason;
         (*event).endpoint = endpoint;
         (*event).ifindex = ifindex;
         (*event).length = length;
@@ -56,4 +60,26 @@ pub fn tell(reason: Reason, endpoint: Owner, ifindex: u32, length: u32, frame: &
         }
     }
     entry.submit(0);
+}
+
+/// As [`tell`], of a frame at tc.
+#[inline(always)]
+pub fn tell_skb(reason: Reason, endpoint: Owner, raw: *mut __sk_buff) {
+    if reason.is_told() && endpoint != NOBODY {
+        tell_frame(raw, reason as u32, endpoint);
+    }
+}
+
+/// A global function, which the verifier walks once, rather than for each way that leads
+/// here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_frame(raw: *mut __sk_buff, reason: u32, endpoint: Owner) -> u32 {
+    // SAFETY: the context is valid for the whole run of the program.
+    let (frame, ifindex, length) = unsafe {
+        let frame = Packet::new((*raw).data as usize, (*raw).data_end as usize);
+        (frame, (*raw).ifindex, (*raw).len)
+    };
+    write(reason, endpoint, ifindex, length, &frame);
+    0
 }

@@ -129,8 +129,18 @@ fn probe_open(raw: u64) -> Open {
     ) {
         return Open::default();
     }
-    let back = known!(constant::COPY_BACK);
-    match open_sum((fields.as_ptr() as u64).wrapping_add(back)) {
+    let mut copied = fields.as_ptr() as u64;
+    // The pointer on the left: on the right it would lose the function's frame of the stack
+    // (`adjust_ptr_min_max_vals` of Linux 6.1).
+    // SAFETY: adds two numbers.
+    unsafe {
+        asm!(
+            "{} += {}",
+            inout(reg) copied, in(reg) known!(constant::COPY_BACK),
+            options(nomem, nostack, pure)
+        );
+    }
+    match open_sum(copied) {
         // On failure the sum is open somewhere: nowhere that is allowed.
         Some(csum) => {
             let mac_header = probe::<u16>(raw, known!(constant::MAC_HEADER)).unwrap_or(u16::MAX);

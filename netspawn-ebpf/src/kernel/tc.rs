@@ -472,13 +472,7 @@ fn refuse(skb: &Skb, verdict: &Verdict<'_>, back: Back, toward: Toward) -> i32 {
 #[inline(always)]
 fn act(skb: &Skb, verdict: &Verdict<'_>, vlan: u16, toward: Toward) -> i32 {
     counters::reason(verdict.reason);
-    events::tell(
-        verdict.reason,
-        verdict.id,
-        skb.ifindex(),
-        skb.len(),
-        &skb.packet(),
-    );
+    events::tell_skb(verdict.reason, verdict.id, skb.raw);
     debug::verdict(verdict.reason, verdict.id, skb.ifindex(), skb.len());
     let back = match toward {
         Toward::Host => Back::Up,
