@@ -84,10 +84,12 @@ fn marks(frame: &[u8]) -> impl Iterator<Item = usize> {
         .map(|(at, _)| at)
 }
 
-/// The number in a frame's payload: twice, as one alone may have been changed, or cut.
+/// The number in a frame's payload: thrice, as one may have been changed, or cut.
 pub fn number(frame: &[u8]) -> Option<u64> {
     let word = |at: usize| frame.get(at..at + 8);
-    let at = marks(frame).find(|at| word(*at).is_some() && word(*at) == word(at + 8))?;
+    let at = marks(frame).find(|at| {
+        word(at + 16).is_some() && word(*at) == word(at + 8) && word(*at) == word(at + 16)
+    })?;
     let digits = frame[at + 4..at + 8].try_into().ok()?;
     Some(u32::from_be_bytes(digits).into())
 }
@@ -169,6 +171,11 @@ impl Oracle {
             lengths(place, received, &seen)?;
         }
         Ok(whose)
+    }
+
+    fn is_hosts(&self, source: Source) -> bool {
+        let link_local = matches!(source, Source::V6(address) if is_link_local(&address));
+        link_local || self.owner(source) == HOST
     }
 
     fn is_senders(&self, source: Source) -> bool {
@@ -343,7 +350,7 @@ impl Oracle {
         }
         match seen.source()? {
             // The host answers what was sent to it in a machine's name.
-            Some(source) if self.owner(source) == HOST && seen.is_answer() => Ok(Whose::Other),
+            Some(source) if self.is_hosts(source) && seen.is_answer() => Ok(Whose::Other),
             Some(source) if seen.marked || !self.is_own_talk(seen, source, id) => {
                 if self.is_martian(source) {
                     Err("its source is one that the network cannot have")
@@ -420,12 +427,12 @@ impl Seen<'_> {
         }
     }
 
-    /// Whether it is what a stack says of itself about a packet that it got: an error, an
-    /// echo, a reset, an advertisement.
+    /// Whether it is what a stack says of itself about a packet that it got: an error, a
+    /// redirect, an echo, a reset, an advertisement.
     fn is_answer(&self) -> bool {
         let echo = match (self.kind, self.protocol()) {
-            (IPV4, 1) => self.frame.get(34) == Some(&0),
-            (IPV6, ICMP6) => matches!(self.frame.get(54), Some(129 | 136)),
+            (IPV4, 1) => matches!(self.frame.get(34), Some(0 | 5)),
+            (IPV6, ICMP6) => matches!(self.frame.get(54), Some(129 | 136 | 137)),
             (IPV4, 6) => self.frame.get(47).is_some_and(|flags| flags & 4 != 0),
             (IPV6, 6) => self.frame.get(67).is_some_and(|flags| flags & 4 != 0),
             _ => false,

@@ -214,7 +214,7 @@ impl Rig {
             builder = builder.machine(spec);
         }
         let lab = builder.build()?;
-        let wire = uplink(&lab, setup.uplink)?;
+        let wire = uplink(&lab, &setup)?;
         let mut taps = Vec::new();
         for id in [WEB, SMALL] {
             if id == SMALL || web_is_tap {
@@ -504,10 +504,10 @@ fn reply(frame: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Makes the uplink what it is to be; the wire's end of a tap.
-fn uplink(lab: &Lab, link: Link) -> Result<Option<TapWire>> {
+fn uplink(lab: &Lab, setup: &Setup) -> Result<Option<TapWire>> {
     let (router, own) = (colons(world::ROUTER), colons(world::UPLINK));
     let mut wire = None;
-    if link == Link::Tap {
+    if setup.uplink == Link::Tap {
         lab.host.run(&format!("ip link del {UPLINK}"))?;
         wire = Some(TapWire::new(&lab.host, UPLINK)?);
         batch(
@@ -532,6 +532,14 @@ fn uplink(lab: &Lab, link: Link) -> Result<Option<TapWire>> {
                 format!("route add 198.18.0.0/24 dev {LAN}"),
             ],
         )?;
+    }
+    if setup.origin == Origin::Network && setup.uplink == Link::Veth {
+        // Its stack would answer what the host sends back to it.
+        for interface in [LAN, "lo"] {
+            lab.net.run(&format!("ip addr flush dev {interface}"))?;
+        }
+        lab.net
+            .set_sysctl(&format!("net/ipv6/conf/{LAN}/disable_ipv6"), "1")?;
     }
     // Neighbors that never change: a forged answer would show.
     batch(
