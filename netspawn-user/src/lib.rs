@@ -11,6 +11,7 @@ pub mod driver;
 pub mod event;
 pub mod explain;
 pub mod fields;
+pub mod gone;
 pub mod guest;
 pub mod import;
 pub mod logging;

@@ -8,7 +8,7 @@ use crate::{
     agent,
     cli::Global,
     commands::{Applied, DataPlane, View, declarations},
-    config::Config,
+    config::{Config, Policy},
     control::{Request, RunDir, Turn},
     datapath::{
         object::Sizes,
@@ -32,8 +32,8 @@ impl DataPlane for Pinned<'_> {
         let run_dir = RunDir::new(&self.0.run_dir);
         run_dir.check_namespace()?;
         let host = Host::dump().context("cannot read the host's network")?;
-        let sources = run_dir.sources();
-        let agent = run_dir.agent();
+        let sources = run_dir.sources()?;
+        let agent = run_dir.agent()?;
         let registered = match &agent {
             Some(agent) => agent.registered.clone(),
             None if sources.contains(&Source::Machined) => machined::now(&host),
@@ -58,10 +58,7 @@ impl DataPlane for Pinned<'_> {
             agent: agent.map(AgentReport::from),
             sources,
             registered,
-            // What is wrong in the file is told by those who act on it.
-            policy: Config::load(&self.0.config_dir)
-                .map(|config| config.policy)
-                .unwrap_or_default(),
+            policy: policy(self.0),
         };
         if let Some(mut plane) = Plane::open(&self.0.bpf_dir)? {
             let maps = plane.maps();
@@ -98,7 +95,7 @@ impl DataPlane for Pinned<'_> {
                 let snapshot = source::now(
                     &self.0.config_dir,
                     &self.0.run_dir,
-                    &run_dir.sources(),
+                    &run_dir.sources()?,
                     &host,
                     true,
                 );
@@ -124,5 +121,19 @@ impl DataPlane for Pinned<'_> {
                 .chain(desired.problems)
                 .collect(),
         })
+    }
+}
+
+/// The policy of netspawn.toml. What is wrong in the file is told by those who act on it;
+/// here the default policy stands in.
+fn policy(global: &Global) -> Policy {
+    match Config::load(&global.config_dir) {
+        Ok(config) => config.policy,
+        Err(problems) => {
+            for problem in problems {
+                tracing::warn!("{problem}");
+            }
+            Policy::default()
+        }
     }
 }

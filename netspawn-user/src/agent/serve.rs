@@ -55,7 +55,7 @@ impl Agent {
                     },
                 )?;
                 self.tell_uplinks();
-                if self.plane.uplink_names().is_empty() {
+                if self.plane.uplink_names()?.is_empty() {
                     // Their socket may be in there.
                     self.metrics = None;
                     self.engines = None;

@@ -80,7 +80,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         .context("cannot read the host's network")?;
     let host = observer.host();
     let mut uplinks = Vec::new();
-    let recorded = Pins::new(&global.bpf_dir).uplinks();
+    let recorded = Pins::new(&global.bpf_dir).uplinks()?;
     for name in &settings.uplinks {
         match uplink_check(host, name) {
             Ok(link) => uplinks.push((link, settings.mode)),
@@ -130,7 +130,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
     };
     tell_unseen();
     tell_bypassed();
-    let fresh = !Pins::new(&global.bpf_dir).exist();
+    let fresh = !Pins::new(&global.bpf_dir).exist()?;
     let attached = attach(global, args, &config, &settings, host, &uplinks);
     let (mut plane, desired, problems) = match attached {
         Ok(attached) => attached,
@@ -208,7 +208,7 @@ fn attach(
     host: &Host,
     uplinks: &[(&Link, Mode)],
 ) -> Result<(Plane, registry::Desired, Vec<String>)> {
-    let sizes = sizes(global, args, config, settings);
+    let sizes = sizes(global, args, config, settings)?;
     let snapshot = source::now(
         &global.config_dir,
         &global.run_dir,
@@ -284,15 +284,24 @@ fn tell_bypassed() {
 }
 
 /// Those asked for; else those of the maps that are there; else the defaults.
-fn sizes(global: &Global, args: &AttachArgs, config: &Config, settings: &AttachSettings) -> Sizes {
+fn sizes(
+    global: &Global,
+    args: &AttachArgs,
+    config: &Config,
+    settings: &AttachSettings,
+) -> Result<Sizes> {
     let mut sizes = Sizes {
         machines: settings.max_machines,
         addresses: settings.max_addresses,
     };
     let pins = Pins::new(&global.bpf_dir);
-    let others = pins.others().unwrap_or_default();
-    let mut replaced = others.iter().map(|other| Sizes::of_other(&other.maps()));
-    if let Some(pinned) = Sizes::pinned(&pins.maps()).or_else(|| replaced.find_map(|sizes| sizes)) {
+    let mut pinned = Sizes::pinned(&pins.maps())?;
+    if pinned.is_none() {
+        for other in pins.others()? {
+            pinned = pinned.or(Sizes::of_other(&other.maps())?);
+        }
+    }
+    if let Some(pinned) = pinned {
         if args.max_machines.or(config.attach.max_machines).is_none() {
             sizes.machines = pinned.machines;
         }
@@ -300,7 +309,7 @@ fn sizes(global: &Global, args: &AttachArgs, config: &Config, settings: &AttachS
             sizes.addresses = pinned.addresses;
         }
     }
-    sizes
+    Ok(sizes)
 }
 
 /// Prints what would be done.
@@ -319,7 +328,7 @@ fn dry_run(
         false,
     );
     let pins = Pins::new(&global.bpf_dir);
-    let replaces = !pins.exist() && !pins.others()?.is_empty();
+    let replaces = !pins.exist()? && !pins.others()?.is_empty();
     let mut plane = match replaces {
         true => None,
         false => Plane::open(&global.bpf_dir)?,

@@ -13,7 +13,8 @@ use crate::{
     },
     model::Host,
     outcome::Outcome,
-    revert, source,
+    revert,
+    source::{self, Source},
 };
 
 /// Takes uplinks off, all when none is named, and with the last one everything.
@@ -27,7 +28,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     let pins = Pins::new(&global.bpf_dir);
     pins.check_namespace()?;
     let others = pins.others()?;
-    if !pins.exist() && others.is_empty() && run_dir.connect().is_err() {
+    if !pins.exist()? && others.is_empty() && run_dir.reach()?.is_none() {
         if let Some(name) = args.uplinks.first() {
             bail!("{name} is not attached; nothing is");
         }
@@ -56,7 +57,11 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     let failed = match Plane::open(&global.bpf_dir) {
         Ok(Some(mut plane)) => {
             let host = Host::dump().context("cannot read the host's network")?;
-            let enabled = run_dir.sources();
+            // They decide what is left on other uplinks, not what is taken away.
+            let enabled = run_dir.sources().unwrap_or_else(|error| {
+                tracing::warn!("{error:#}");
+                Source::DEFAULT.into()
+            });
             let snapshot = source::now(&global.config_dir, &global.run_dir, &enabled, &host, false);
             let policy = Config::load(&global.config_dir)
                 .map(|config| config.policy)
@@ -78,7 +83,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
             Vec::new()
         }
     };
-    if !pins.exist() {
+    if !pins.exist()? {
         run_dir.clear();
     }
     revert::settle(global);

@@ -83,7 +83,7 @@ pub fn sync(
         Groups::All => (true, &none),
         Groups::Some(groups) => (false, groups),
     };
-    let records = pins.records(name);
+    let records = pins.records(name)?;
     let recorded = |start| -> BTreeSet<Mac> {
         let groups = records.iter().filter_map(|name| group_of(name, start));
         groups.collect()
@@ -100,7 +100,7 @@ pub fn sync(
         }
     }
     let reported = recorded(REPORTED);
-    if !reported.is_empty() || multicast::queried(name) {
+    if !reported.is_empty() || multicast::queried(name)? {
         for group in groups.difference(&reported) {
             if multicast::join_reported(netlink, ifindex, address_of(*group))? {
                 pins.record_uplink(name, &record_of(*group, REPORTED), "joined")?;
@@ -127,7 +127,7 @@ pub fn sync(
 /// # Errors
 /// When the kernel refuses.
 pub fn mend(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Result<()> {
-    for record in pins.records(name) {
+    for record in pins.records(name)? {
         if let Some(group) = group_of(&record, GROUP) {
             multicast::join(ifindex, group)?;
         } else if let Some(group) = group_of(&record, REPORTED) {
@@ -143,7 +143,11 @@ pub fn mend(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Res
 /// each is a line. An interface that is gone took everything along.
 pub fn put_back(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Vec<String> {
     let mut failed = Vec::new();
-    for record in pins.records(name) {
+    let records = match pins.records(name) {
+        Ok(records) => records,
+        Err(error) => return vec![format!("{error:#}")],
+    };
+    for record in records {
         let result = if let Some(group) = group_of(&record, GROUP) {
             multicast::leave(ifindex, group).map(drop)
         } else if let Some(group) = group_of(&record, REPORTED) {
@@ -163,8 +167,10 @@ pub fn put_back(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) ->
         };
         failed.extend(result.err().map(|error| error.to_string()));
     }
-    if !exists(ifindex) {
-        failed.clear();
+    match exists(ifindex) {
+        Ok(true) => {}
+        Ok(false) => failed.clear(),
+        Err(error) => failed.push(format!("{error:#}")),
     }
     failed.extend(forget(pins, name).err().map(|error| format!("{error:#}")));
     failed
@@ -175,7 +181,7 @@ pub fn put_back(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) ->
 /// # Errors
 /// When the bpffs refuses.
 pub fn forget(pins: &Pins, name: &str) -> Result<()> {
-    for record in pins.records(name) {
+    for record in pins.records(name)? {
         let ours = [GROUP, REPORTED, ALL_MULTICAST];
         if ours.iter().any(|start| record.starts_with(start)) {
             pins.forget(name, &record)?;

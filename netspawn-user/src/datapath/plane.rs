@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -14,6 +14,7 @@ use aya::Ebpf;
 use netspawn_ebpf::abi::{
     CLOSED, Key, MAX_CLOSED, MAX_XDP_PORTS, Neighbor, program, settings_flag,
 };
+use nix::net::if_::if_nametoindex;
 
 use super::{
     attach::{PortState, Ports, UplinkProgram, Uplinks, bpf, bpf::Hook},
@@ -30,6 +31,7 @@ use crate::{
     cli::Mode,
     commands::UplinkView,
     config::Policy,
+    gone,
     model::{Host, Link},
     net::{announce::Served, netlink::Netlink, xdp_ready},
     plan::{self, State},
@@ -88,6 +90,8 @@ pub struct Plane {
     raised: BTreeSet<u32>,
     /// Whether this process made it.
     fresh: bool,
+    /// Whether its maps are to take the place of others with other sizes.
+    resized: bool,
     /// Data planes of other versions, which this one replaces when it is attached.
     others: Vec<Pins>,
 }
@@ -99,7 +103,7 @@ impl Plane {
     /// When it belongs to another network namespace or cannot be opened.
     pub fn open(bpf_dir: &Path) -> Result<Option<Plane>> {
         let pins = Pins::new(bpf_dir);
-        if !pins.exist() {
+        if !pins.exist()? {
             if !pins.others()?.is_empty() {
                 bail!(
                     "{} holds a data plane of another version; `netspawn-xdp attach UPLINK` \
@@ -111,10 +115,9 @@ impl Plane {
         }
         pins.check_namespace()?;
         let guard = bpf::open_pin(&pins.guard())
-            .ok()
-            .flatten()
+            .with_context(|| format!("cannot open {}", pins.guard().display()))?
             .with_context(|| unfinished(bpf_dir))?;
-        let Some(sizes) = Sizes::pinned(&pins.maps()) else {
+        let Some(sizes) = Sizes::pinned(&pins.maps())? else {
             bail!(unfinished(bpf_dir));
         };
         Plane::assemble(pins, sizes, guard, None, false).map(Some)
@@ -133,13 +136,13 @@ impl Plane {
         for other in &others {
             other.check_namespace()?;
         }
-        if !others.is_empty() && pins.exist() && !upgrade::holds_links(&pins)? {
+        if !others.is_empty() && pins.exist()? && !upgrade::holds_links(&pins)? {
             // An upgrade that was cut short, before it replaced a program. Sweeping would
             // take off what still runs.
             pins::remove_tree(pins.root())?;
         }
-        let fresh = Sizes::pinned(&pins.maps()).is_none();
-        if fresh && pins.exist() {
+        let fresh = Sizes::pinned(&pins.maps())?.is_none();
+        if fresh && pins.exist()? {
             // An attach that did not come to an end, or a damaged folder.
             Plane::sweep(&pins)?;
         }
@@ -148,8 +151,7 @@ impl Plane {
             .and_then(|()| Plane::load_with(pins.clone(), &others, sizes, log, fresh))
             .map(|plane| Plane { others, ..plane });
         if plane.is_err() && fresh {
-            // The first failure is the one to report.
-            let _ = pins.remove_all();
+            told(pins.remove_all());
         }
         plane
     }
@@ -161,7 +163,7 @@ impl Plane {
         log: bool,
         fresh: bool,
     ) -> Result<Plane> {
-        let adopt = fresh || Sizes::pinned(&pins.maps()) == Some(sizes);
+        let adopt = fresh || sizes.fit(&pins.maps())?;
         let folder = if adopt { pins.maps() } else { pins.next_maps() };
         if !adopt {
             pins::remove_tree(&folder)?;
@@ -199,6 +201,7 @@ impl Plane {
         let mut plane = Plane::assemble(pins, sizes, guard, Some(ebpf), fresh)?;
         if !adopt {
             plane.maps = Maps::open(&plane.pins.next_maps())?;
+            plane.resized = true;
         }
         Ok(plane)
     }
@@ -235,6 +238,7 @@ impl Plane {
             takes_xdp: BTreeMap::new(),
             known: BTreeSet::new(),
             fresh,
+            resized: false,
             others: Vec::new(),
             pins,
         })
@@ -279,12 +283,12 @@ impl Plane {
     }
 
     /// Names of the uplinks recorded.
-    pub fn uplink_names(&self) -> Vec<String> {
-        self.pins
-            .uplinks()
-            .into_iter()
-            .map(|uplink| uplink.name)
-            .collect()
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn uplink_names(&self) -> Result<Vec<String>> {
+        let uplinks = self.pins.uplinks()?.into_iter();
+        Ok(uplinks.map(|uplink| uplink.name).collect())
     }
 
     /// Our programs on an uplink.
@@ -307,7 +311,7 @@ impl Plane {
     /// When the kernel does not tell.
     pub fn attached(&mut self) -> Result<Vec<UplinkView>> {
         let mut views = Vec::new();
-        for uplink in self.pins.uplinks() {
+        for uplink in self.pins.uplinks()? {
             if uplink.master.is_some() {
                 continue;
             }
@@ -338,12 +342,13 @@ impl Plane {
     /// When the kernel does not tell.
     pub fn program_tags(&mut self) -> Result<BTreeMap<&'static str, Vec<u64>>> {
         let mut ids = vec![(self.guard_id, program::PORT_INGRESS)];
-        for uplink in self.pins.uplinks() {
+        for uplink in self.pins.uplinks()? {
             let found = self.programs_on(&uplink.name, uplink.ifindex)?;
             ids.extend(found.iter().map(|on| (on.program, program_of(on.hook))));
         }
         let mut tags: BTreeMap<_, Vec<u64>> = BTreeMap::new();
-        for info in aya::programs::loaded_programs().flatten() {
+        for info in aya::programs::loaded_programs() {
+            let info = info.context("cannot list the programs that the kernel has")?;
             for (_, name) in ids.iter().filter(|(id, _)| *id == info.id()) {
                 tags.entry(*name).or_default().push(info.tag());
             }
@@ -376,25 +381,29 @@ impl Plane {
             upgrade::copy_records(other, &self.pins)?;
         }
         self.follow_names(wanted.host)?;
-        let before = self.pins.uplinks();
+        let before = self.pins.uplinks()?;
         let result = self.attach_all(new, wanted);
         if result.is_err() {
             if !self.others.is_empty() {
                 // Programs of either version forward; the next attach completes it.
-                if !upgrade::holds_links(&self.pins).unwrap_or(true) {
-                    let _ = pins::remove_tree(self.pins.root());
-                }
+                let unused = upgrade::holds_links(&self.pins).map(|holds| !holds);
+                told(unused.and_then(|unused| match unused {
+                    true => pins::remove_tree(self.pins.root()),
+                    false => Ok(()),
+                }));
             } else if self.fresh {
-                // The first failure is the one to report.
-                let _ = self.teardown();
+                self.teardown().into_iter().for_each(told_line);
             } else {
                 for (link, _) in new {
                     match before.iter().find(|uplink| uplink.name == link.name) {
-                        Some(uplink) => drop(self.restore(uplink)),
-                        None => drop(self.take_off(&link.name, link.ifindex)),
+                        Some(uplink) => told(self.restore(uplink)),
+                        None => {
+                            let failed = self.take_off(&link.name, link.ifindex);
+                            failed.into_iter().for_each(told_line);
+                        }
                     }
                 }
-                let _ = self.sync(wanted);
+                told(self.sync(wanted).map(drop));
             }
         }
         result
@@ -404,7 +413,7 @@ impl Plane {
         for (link, mode) in new {
             self.record(link, *mode)?;
         }
-        let resized = self.pins.next_maps().exists();
+        let resized = self.resized;
         self.pin_guard()?;
         let desired = if self.fresh || !self.others.is_empty() {
             self.prefill(wanted)?;
@@ -428,6 +437,7 @@ impl Plane {
             self.pins.swap_maps()?;
             self.maps = Maps::open(&self.pins.maps())?;
             self.known.clear();
+            self.resized = false;
         }
         let states = self.ports.dump()?;
         self.look_at(&states);
@@ -446,7 +456,7 @@ impl Plane {
     /// before ports get their qdisc: the kernel drops what is sent to a port
     /// meanwhile (`qdisc_graft` in net/sched/sch_api.c deactivates the device).
     fn prefill(&mut self, wanted: &Wanted<'_>) -> Result<()> {
-        let uplinks = self.pins.uplinks();
+        let uplinks = self.pins.uplinks()?;
         let uplinks = uplinks.iter().filter(|uplink| uplink.has_programs());
         let ifindexes = uplinks.map(|uplink| uplink.ifindex).collect();
         let desired = self.resolve(wanted, wanted.host, &ifindexes);
@@ -458,7 +468,7 @@ impl Plane {
     }
 
     fn attach_uplinks(&mut self) -> Result<()> {
-        for uplink in self.pins.uplinks() {
+        for uplink in self.pins.uplinks()? {
             if uplink.has_programs() {
                 self.attach_uplink(&uplink.name, uplink.ifindex, uplink.xdp)?;
             }
@@ -469,10 +479,13 @@ impl Plane {
     /// Replaces the pin of the program that guards ports.
     fn pin_guard(&self) -> Result<()> {
         let path = self.pins.guard();
-        if path.symlink_metadata().is_ok() {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-        bpf::pin(self.guard.as_fd(), &path)
+        let mut next = path.clone().into_os_string();
+        next.push("-next");
+        let next = PathBuf::from(next);
+        // Left by one that was killed.
+        gone::path(fs::remove_file(&next))
+            .and_then(|_| bpf::pin(self.guard.as_fd(), &next))
+            .and_then(|()| fs::rename(&next, &path))
             .with_context(|| format!("cannot pin {}", path.display()))
     }
 
@@ -487,7 +500,7 @@ impl Plane {
         self.follow(wanted.host)?;
         let uplinks: BTreeMap<u32, String> = self
             .pins
-            .uplinks()
+            .uplinks()?
             .into_iter()
             .filter(|uplink| uplink.has_programs())
             .filter(|uplink| wanted.host.links.contains_key(&uplink.ifindex))
@@ -513,7 +526,7 @@ impl Plane {
             let desired = self.resolve(wanted, &host, &ifindexes);
             let failed = self.guard_ports(&guarded_ports(&desired));
             if failed.is_empty() {
-                if self.learn_xdp(&host, &desired) {
+                if self.learn_xdp(&host, &desired)? {
                     continue;
                 }
                 break desired;
@@ -635,14 +648,14 @@ impl Plane {
 
     /// Finds out which new ports take XDP frames, where an uplink sends such;
     /// whether there is one.
-    fn learn_xdp(&mut self, host: &Host, desired: &Desired) -> bool {
+    fn learn_xdp(&mut self, host: &Host, desired: &Desired) -> Result<bool> {
         let xdp = self
             .pins
-            .uplinks()
+            .uplinks()?
             .iter()
             .any(|uplink| uplink.xdp && uplink.has_programs());
         if !xdp {
-            return false;
+            return Ok(false);
         }
         let (ports, peers): (Vec<u32>, Vec<_>) = desired
             .state
@@ -652,7 +665,7 @@ impl Plane {
             .filter_map(|ifindex| Some((*ifindex, host.links.get(ifindex)?.peer?)))
             .unzip();
         if ports.is_empty() || desired.state.ports.len() > MAX_XDP_PORTS as usize {
-            return false;
+            return Ok(false);
         }
         let found = xdp_ready::take_xdp(&mut self.netlink, &peers);
         let mut any = false;
@@ -660,7 +673,7 @@ impl Plane {
             any |= takes == Some(true);
             self.takes_xdp.insert(ifindex, takes == Some(true));
         }
-        any
+        Ok(any)
     }
 
     /// Looks at attachments and maps as the kernel has them: puts back what uplinks
@@ -739,7 +752,7 @@ impl Plane {
     /// When an uplink is named that is not attached: then nothing is done.
     pub fn detach(&mut self, names: &[String], wanted: &Wanted<'_>) -> Result<Vec<String>> {
         self.follow_names(wanted.host)?;
-        let recorded = self.pins.uplinks();
+        let (recorded, damaged) = self.pins.readable_uplinks()?;
         let mut chosen = BTreeSet::new();
         for name in names {
             let ifindex = wanted.host.link(name).map(|link| link.ifindex);
@@ -768,6 +781,7 @@ impl Plane {
             self.sync(wanted)?;
         } else {
             failed.extend(self.teardown());
+            failed.extend(damaged.iter().map(|(_, error)| format!("{error:#}")));
         }
         Ok(failed)
     }
@@ -775,8 +789,13 @@ impl Plane {
     /// Takes everything away. Goes on after failures; each is a line.
     fn teardown(&mut self) -> Vec<String> {
         let mut failed = Vec::new();
-        for uplink in self.pins.uplinks() {
-            failed.extend(self.take_off(&uplink.name, uplink.ifindex));
+        match recorded(&self.pins) {
+            Ok(uplinks) => {
+                for (name, ifindex) in uplinks {
+                    failed.extend(self.take_off(&name, ifindex));
+                }
+            }
+            Err(error) => failed.push(format!("{error:#}")),
         }
         if let Err(errors) = self.ports.remove_all() {
             failed.extend(errors.0.iter().map(ToString::to_string));
@@ -797,17 +816,12 @@ impl Plane {
         let mut uplinks = Uplinks::open()?;
         let mut netlink = Netlink::open()?;
         let mut failed = Vec::new();
-        for uplink in pins.uplinks() {
-            let folder = pins.uplink(&uplink.name);
+        for (name, ifindex) in recorded(pins)? {
+            let folder = pins.uplink(&name);
             for (hook, file) in LINKS {
-                uplinks.detach(uplink.ifindex, &[(hook, &folder.join(file))])?;
+                uplinks.detach(ifindex, &[(hook, &folder.join(file))])?;
             }
-            failed.extend(groups::put_back(
-                pins,
-                &mut netlink,
-                &uplink.name,
-                uplink.ifindex,
-            ));
+            failed.extend(groups::put_back(pins, &mut netlink, &name, ifindex));
         }
         Ports::open(&pins.ports())?.remove_all()?;
         failed.extend(raise::lower(pins, &mut netlink));
@@ -886,6 +900,35 @@ fn close(desired: &mut Desired, closed: &BTreeMap<u32, (Option<String>, String)>
             machine.closed = Some((*why).to_owned());
         }
     }
+}
+
+/// Says what went wrong while something else's failure was made good, which is the one
+/// that is returned.
+fn told(result: Result<()>) {
+    if let Err(error) = result {
+        told_line(format!("{error:#}"));
+    }
+}
+
+fn told_line(line: String) {
+    tracing::warn!("{line}");
+}
+
+/// Names and ifindexes of the uplinks recorded, for who takes all of them away. One whose
+/// record is damaged is the interface of its name.
+fn recorded(pins: &Pins) -> Result<Vec<(String, u32)>> {
+    let (uplinks, damaged) = pins.readable_uplinks()?;
+    let mut all: Vec<_> = uplinks
+        .into_iter()
+        .map(|uplink| (uplink.name, uplink.ifindex))
+        .collect();
+    for (name, error) in damaged {
+        tracing::warn!("{error:#}");
+        let ifindex = gone::interface(if_nametoindex(&*name).map_err(Into::into))
+            .with_context(|| format!("cannot look for {name}"))?;
+        all.push((name, ifindex.unwrap_or(0)));
+    }
+    Ok(all)
 }
 
 fn unfinished(bpf_dir: &Path) -> String {

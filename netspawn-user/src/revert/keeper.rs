@@ -114,7 +114,7 @@ fn run(global: &Global) -> Result<()> {
     undo(global, &record, &mut file);
     let _ = fs::remove_file(reverting_file(global));
     if let Ok(Turn::Mine(_lock)) = RunDir::new(&global.run_dir).turn()
-        && !Pins::new(&global.bpf_dir).exist()
+        && let Ok(false) = Pins::new(&global.bpf_dir).exist()
     {
         RunDir::new(&global.run_dir).clear();
     }
@@ -188,7 +188,7 @@ fn attempt(global: &Global, record: &Record, tell: impl FnOnce(&Undo)) -> Result
             turn(&run_dir)?
         }
     };
-    let undo = Undo::of(&record.before, &Standing::read(global), record.agent(pid));
+    let undo = Undo::of(&record.before, &Standing::read(global)?, record.agent(pid));
     if undo.is_empty() {
         return Ok(true);
     }

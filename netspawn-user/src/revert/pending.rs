@@ -140,8 +140,10 @@ impl Pending {
             .map_or_else(|| "?".to_owned(), |pid| pid.to_string());
         match self.phase {
             Phase::Waiting => {
-                let now = Standing::read(global);
-                let undo = Undo::of(&self.record.before, &now, Agent::Other);
+                let undo = match Standing::read(global) {
+                    Ok(now) => Undo::of(&self.record.before, &now, Agent::Other).to_string(),
+                    Err(error) => format!("what was attached since is undone ({error:#})"),
+                };
                 format!(
                     "a revert is pending: unless confirmed within {}, by {}: {undo}",
                     brief(left),
@@ -182,7 +184,7 @@ impl Pending {
 /// Removes RUNDIR when the data plane is gone, and nothing is in it: `detach` could not while
 /// the revert was pending.
 pub fn tidy(global: &Global) {
-    if !Pins::new(&global.bpf_dir).exist() {
+    if let Ok(false) = Pins::new(&global.bpf_dir).exist() {
         // Not empty: then it is in use.
         let _ = fs::remove_dir(&global.run_dir);
     }

@@ -187,14 +187,23 @@ pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Re
             if facts.other_namespace.is_empty() {
                 facts.unreadable = Some(text(&error));
             }
-            nothing_attached(run_dir.sources())?
+            nothing_attached(run_dir.sources().unwrap_or_else(|error| {
+                facts.faults.push(text(&error));
+                Source::DEFAULT.into()
+            }))?
         }
     };
+    let recorded = pins.uplinks().unwrap_or_else(|error| {
+        if facts.other_namespace.is_empty() {
+            facts.unreadable.get_or_insert(text(&error));
+        }
+        Vec::new()
+    });
     facts.attached = !view.uplinks.is_empty();
     if let (false, Some(named)) = (facts.attached, &config.attach.source) {
         view.sources = named.iter().copied().collect();
     }
-    facts.uplinks = uplinks::find(&view, &config, &pins, named);
+    facts.uplinks = uplinks::find(&view, &config, &recorded, named);
     if root {
         uplinks::read_others(&mut facts.uplinks, &pins);
     }

@@ -14,7 +14,7 @@ use crate::{
             others::{Others, others},
             outermost, uplink_check,
         },
-        pins::Pins,
+        pins::{Pins, Uplink as Recorded},
         plane::LINKS,
     },
     model::{Host, Link},
@@ -46,8 +46,12 @@ pub struct Uplink {
 
 /// The one named; else those attached; else those of netspawn.toml; else those
 /// of the default routes.
-pub fn find(view: &View, config: &Config, pins: &Pins, named: Option<&str>) -> Vec<Uplink> {
-    let recorded = pins.uplinks();
+pub fn find(
+    view: &View,
+    config: &Config,
+    recorded: &[Recorded],
+    named: Option<&str>,
+) -> Vec<Uplink> {
     let names: Vec<String> = match named {
         Some(name) => vec![name.to_owned()],
         None => {

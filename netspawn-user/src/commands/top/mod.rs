@@ -75,7 +75,8 @@ fn ask(run_dir: RunDir) -> watch::Receiver<Option<u32>> {
     let (tell, told) = watch::channel(None);
     thread::spawn(move || {
         while !tell.is_closed() {
-            let pid = run_dir.agent().map(|agent| agent.pid);
+            // One that does not answer is as good as none to who watches.
+            let pid = run_dir.agent().ok().flatten().map(|agent| agent.pid);
             tell.send_if_modified(|known| std::mem::replace(known, pid) != pid);
             thread::sleep(ASK);
         }
@@ -193,7 +194,7 @@ impl<'a> Top<'a> {
             .is_none_or(|at| now.duration_since(at) >= DESCRIBE);
         if changed || due {
             self.machines.describe(&meter.state()?);
-            self.uplinks = meter.uplinks();
+            self.uplinks = meter.uplinks()?;
             self.described = Some(now);
         }
         self.problem = None;
