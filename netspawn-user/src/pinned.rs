@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::{
     agent,
     cli::Global,
-    commands::{Applied, DataPlane, View, declarations},
+    commands::{Applied, DataPlane, View, attach::settled, declarations},
     config::{Config, Policy},
     control::{Request, RunDir, Turn},
     datapath::{
@@ -99,12 +99,16 @@ impl DataPlane for Pinned<'_> {
                     &host,
                     true,
                 );
-                let desired = plane.sync(&Wanted {
-                    snapshot: &snapshot,
-                    host: &host,
-                    policy: &config.policy,
-                    deadline: agent::deadline(),
-                })?;
+                let sync = |host: &Host, plane: &mut Plane| {
+                    plane.sync(&Wanted {
+                        snapshot: &snapshot,
+                        host,
+                        policy: &config.policy,
+                        deadline: agent::deadline(),
+                    })
+                };
+                let desired = sync(&host, &mut plane)?;
+                let (desired, host) = settled(&mut plane, desired, &host, sync)?;
                 let served = Served::of(plane.state(), Some(&host));
                 if let Err(error) = announce::once(plane.key(), plane.found().clone(), served) {
                     tracing::warn!("cannot announce addresses: {error}");

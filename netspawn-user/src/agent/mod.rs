@@ -53,7 +53,7 @@ use crate::{
 const TICK: Duration = Duration::from_secs(30);
 /// How long a next hop is good for without being renewed.
 const TRUST: Duration = Duration::from_secs(90);
-/// How soon a sync that failed is tried again.
+/// How soon a sync that failed, or left something undone, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// `CLOCK_MONOTONIC` in nanoseconds, at which next hops resolved now expire.
@@ -103,6 +103,8 @@ pub struct Agent {
     known: Known,
     told: Told,
     deadline: u64,
+    /// How soon what a sync has left undone is tried again.
+    retry_after: Duration,
     announcements: Queue,
     sender: Sender,
     events: Option<Events>,
@@ -179,6 +181,7 @@ impl Agent {
             known: Known::default(),
             told: Told::default(),
             deadline: deadline(),
+            retry_after: RETRY,
             announcements,
             sender: Sender::open(key).context("cannot open a socket for announcements")?,
             events,
@@ -322,6 +325,7 @@ impl Agent {
             self.snapshot.registered = machined.registered(self.observer.host());
         }
         self.snapshot.placed = self.sources.placed(self.observer.host());
+        self.plane.forget(&self.observer.take_gone());
         let started = std::time::Instant::now();
         let result = self.plane.sync(&Wanted {
             snapshot: &self.snapshot,
@@ -361,7 +365,15 @@ impl Agent {
         self.observer.rest(started.elapsed());
         self.told.ended(Attempt::Sync, &synced);
         match synced {
-            Ok(_) => None,
+            Ok(_) if !self.plane.unfinished() => {
+                self.retry_after = RETRY;
+                None
+            }
+            Ok(_) => {
+                let after = self.retry_after;
+                self.retry_after = (after * 2).min(TICK);
+                Some(Instant::now() + after)
+            }
             Err(error) => {
                 tracing::error!("{error:#}; trying again");
                 Some(Instant::now() + RETRY)

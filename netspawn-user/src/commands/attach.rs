@@ -2,7 +2,11 @@
 
 mod standby;
 
-use std::{fs, future};
+use std::{
+    borrow::Cow,
+    fs, future, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -145,9 +149,24 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         }
     };
     if settings.once {
-        let line = agent::ready_line(&mut plane, &desired, host)?;
+        let (desired, host) = settled(&mut plane, desired, host, |host, plane| {
+            let snapshot = source::now(
+                &global.config_dir,
+                &global.run_dir,
+                &settings.sources,
+                host,
+                true,
+            );
+            plane.sync(&Wanted {
+                snapshot: &snapshot,
+                host,
+                policy: &config.policy,
+                deadline: agent::deadline(),
+            })
+        })?;
+        let line = agent::ready_line(&mut plane, &desired, &host)?;
         output::print(&format!("{line}\n"))?;
-        let served = Served::of(plane.state(), Some(host));
+        let served = Served::of(plane.state(), Some(&host));
         announce::once(plane.key(), plane.found().clone(), served)
             .context("cannot announce addresses")?;
         return Ok(Attempt::Ended(Outcome::of(problems)));
@@ -171,6 +190,36 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         bail!(words);
     }
     Ok(Attempt::Ended(Outcome::Done))
+}
+
+/// How long a link may take to come up that was set up at one end.
+const CARRIER: Duration = Duration::from_secs(2);
+
+/// Waits for the carrier of ports that were set up, which a machine needs to be served, and
+/// syncs again: nobody follows afterwards. Links whose other end is down stay without.
+///
+/// # Errors
+/// When the host's network cannot be read, and those of `sync`.
+pub fn settled<'a>(
+    plane: &mut Plane,
+    desired: registry::Desired,
+    host: &'a Host,
+    sync: impl FnOnce(&Host, &mut Plane) -> Result<registry::Desired>,
+) -> Result<(registry::Desired, Cow<'a, Host>)> {
+    let raised = plane.take_newly_raised();
+    if raised.is_empty() {
+        return Ok((desired, Cow::Borrowed(host)));
+    }
+    let start = Instant::now();
+    let host = loop {
+        let host = Host::dump().context("cannot read the host's network")?;
+        let mut links = raised.iter().filter_map(|ifindex| host.links.get(ifindex));
+        if links.all(|link| link.carrier) || start.elapsed() > CARRIER {
+            break host;
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    Ok((sync(&host, plane)?, Cow::Owned(host)))
 }
 
 /// The terminal's end.

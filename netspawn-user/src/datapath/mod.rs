@@ -5,6 +5,7 @@ pub mod events;
 mod groups;
 pub mod hidden;
 mod kernel_fields;
+mod keep;
 pub mod log;
 mod lookup;
 pub mod maps;

@@ -21,6 +21,7 @@
 //! So one that cannot be read as what it is was damaged by somebody, and is named.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -354,6 +355,34 @@ impl Pins {
         }))
     }
 
+    /// All records by path: of the namespace, uplinks and ports that were set up.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(super) fn all_records(&self) -> Result<BTreeMap<PathBuf, String>> {
+        let mut places = vec![self.raised()];
+        let uplinks = self.uplinks_directory();
+        places.extend(list(&uplinks)?.into_iter().map(|name| uplinks.join(name)));
+        let mut records = BTreeMap::new();
+        for place in places {
+            for name in list(&place)? {
+                let path = place.join(name);
+                let kind =
+                    gone::path(path.symlink_metadata()).with_context(|| cannot_read(&path))?;
+                if kind.is_some_and(|kind| kind.is_symlink())
+                    && let Some(text) = text(&path)?
+                {
+                    records.insert(path, text);
+                }
+            }
+        }
+        let namespace = self.namespace();
+        if let Some(text) = text(&namespace)? {
+            records.insert(namespace, text);
+        }
+        Ok(records)
+    }
+
     /// Records that a port was set up.
     ///
     /// # Errors
@@ -483,7 +512,7 @@ fn text(path: &Path) -> Result<Option<String>> {
 }
 
 /// Writes a record in one step.
-fn record(path: &Path, text: &str) -> Result<()> {
+pub(super) fn record(path: &Path, text: &str) -> Result<()> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(DRAFT);
     let draft = PathBuf::from(draft);

@@ -20,6 +20,7 @@ use super::{
     attach::{PortState, Ports, UplinkProgram, Uplinks, bpf, bpf::Hook},
     events::Events,
     groups::{self, Groups},
+    keep::Kept,
     maps::{self, Maps},
     object::{self, Constants, Sizes},
     pins::{self, Pins},
@@ -33,7 +34,7 @@ use crate::{
     config::Policy,
     gone,
     model::{Host, Link},
-    net::{announce::Served, netlink::Netlink, xdp_ready},
+    net::{announce::Served, netlink::Netlink, observe::Gone, xdp_ready},
     plan::{self, State},
     problem::{Fault, Problem},
     registry::{self, Desired, Inputs, Limits},
@@ -88,6 +89,13 @@ pub struct Plane {
     known: BTreeSet<Neighbor>,
     /// Ports that need not be looked at for being down.
     raised: BTreeSet<u32>,
+    /// Those that were set up and have not been asked for.
+    newly_raised: BTreeSet<u32>,
+    kept: Kept,
+    /// The last sync has left something undone.
+    unfinished: bool,
+    /// Links may be others than those that this process has seen to.
+    doubtful: bool,
     /// Whether this process made it.
     fresh: bool,
     /// Whether its maps are to take the place of others with other sizes.
@@ -235,8 +243,12 @@ impl Plane {
             guarded: BTreeSet::new(),
             found_guards: None,
             newly_guarded: Vec::new(),
+            newly_raised: BTreeSet::new(),
             takes_xdp: BTreeMap::new(),
             known: BTreeSet::new(),
+            kept: Kept::default(),
+            unfinished: false,
+            doubtful: false,
             fresh,
             resized: false,
             others: Vec::new(),
@@ -377,6 +389,7 @@ impl Plane {
     /// # Errors
     /// When one cannot be attached: then all is as it was before.
     pub fn attach(&mut self, new: &[(&Link, Mode)], wanted: &Wanted<'_>) -> Result<Desired> {
+        self.put_back()?;
         for other in &self.others {
             upgrade::copy_records(other, &self.pins)?;
         }
@@ -447,6 +460,8 @@ impl Plane {
             tracing::info!("replaced the data plane of another version");
         }
         self.fresh = false;
+        self.kept.keep_maps(&self.pins)?;
+        self.kept.keep_records(&self.pins)?;
         Ok(desired)
     }
 
@@ -497,7 +512,19 @@ impl Plane {
     /// # Errors
     /// When the maps cannot be written.
     pub fn sync(&mut self, wanted: &Wanted<'_>) -> Result<Desired> {
+        self.put_back()?;
+        let result = self.sync_all(wanted);
+        self.kept.keep_records(&self.pins)?;
+        result
+    }
+
+    fn sync_all(&mut self, wanted: &Wanted<'_>) -> Result<Desired> {
         self.follow(wanted.host)?;
+        if self.doubtful {
+            self.verify_guards()?;
+            self.mend_uplinks()?;
+            self.doubtful = false;
+        }
         let uplinks: BTreeMap<u32, String> = self
             .pins
             .uplinks()?
@@ -587,6 +614,7 @@ impl Plane {
             wanted.host,
             named,
             &mut self.raised,
+            &mut self.newly_raised,
         ) {
             refused.push(problem(format!("{error:#}")));
         }
@@ -595,8 +623,29 @@ impl Plane {
             let result = groups::sync(&self.pins, &mut self.netlink, name, *ifindex, &groups);
             refused.extend(result.err().map(|error| problem(format!("{error:#}"))));
         }
+        self.unfinished = !refused.is_empty();
         desired.problems.extend(refused);
         Ok(desired)
+    }
+
+    /// Puts back pins and records that somebody has removed.
+    fn put_back(&mut self) -> Result<()> {
+        let cannot = "pins of the data plane were removed, and cannot be put back";
+        let mut missing = self.kept.put_back(&self.pins).context(cannot)?;
+        if !self.kept.is_empty() && !gone::is_there(&self.pins.guard()).context(cannot)? {
+            self.pins.make()?;
+            missing += 1;
+        }
+        if missing == 0 {
+            return Ok(());
+        }
+        tracing::warn!(
+            "{missing} pins and records in {} were removed; they are put back",
+            self.pins.root().display()
+        );
+        // With the pin of a link its program goes.
+        self.doubtful = true;
+        self.pin_guard()
     }
 
     fn resolve(&self, wanted: &Wanted<'_>, host: &Host, uplinks: &BTreeSet<u32>) -> Desired {
@@ -623,7 +672,10 @@ impl Plane {
         let mut failed = Vec::new();
         let new: Vec<u32> = ports.difference(&self.guarded).copied().collect();
         for ifindex in &new {
-            match self.ports.ensure(*ifindex, self.guard.as_fd()) {
+            // What failed for a moment's want of memory does not fail again, and is not to
+            // cost a machine that is served.
+            let guarded = self.ports.ensure(*ifindex, self.guard.as_fd());
+            match guarded.or_else(|_| self.ports.ensure(*ifindex, self.guard.as_fd())) {
                 Ok(_) => {
                     self.guarded.insert(*ifindex);
                     self.found_guards.get_or_insert_default().insert(*ifindex);
@@ -639,6 +691,17 @@ impl Plane {
     fn look_at(&mut self, states: &BTreeMap<u32, PortState>) {
         self.guarded = intact(states, self.guard_id).collect();
         self.found_guards = Some(states.keys().copied().collect());
+    }
+
+    /// Whether the last sync has left something undone, which is among its problems, and
+    /// may work the next time.
+    pub fn unfinished(&self) -> bool {
+        self.unfinished
+    }
+
+    /// Ports that were set up since this was last asked.
+    pub fn take_newly_raised(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.newly_raised)
     }
 
     /// Ports that have got their guard since this was last asked, and when.
@@ -683,13 +746,10 @@ impl Plane {
     /// # Errors
     /// When the kernel does not tell.
     pub fn verify(&mut self) -> Result<()> {
-        let states = self.ports.dump()?;
-        let intact: BTreeSet<u32> = intact(&states, self.guard_id).collect();
-        for ifindex in self.guarded.difference(&intact) {
+        let lost = self.verify_guards()?;
+        for ifindex in lost {
             tracing::warn!("the guard of interface {ifindex} was taken off; it is put back");
         }
-        self.look_at(&states);
-        self.takes_xdp.clear();
         // Others may have taken the place of those.
         self.known.clear();
         let found = self.maps.read()?;
@@ -698,6 +758,31 @@ impl Plane {
             self.state = found;
         }
         self.mend_uplinks()
+    }
+
+    /// Forgets the guards that ports lack, and what was found out of machines; those ports.
+    fn verify_guards(&mut self) -> Result<Vec<u32>> {
+        let states = self.ports.dump()?;
+        let intact: BTreeSet<u32> = intact(&states, self.guard_id).collect();
+        let lost = self.guarded.difference(&intact).copied().collect();
+        self.look_at(&states);
+        self.takes_xdp.clear();
+        Ok(lost)
+    }
+
+    /// Forgets what this process remembers of links by their numbers, which others may
+    /// have by now.
+    pub fn forget(&mut self, gone: &Gone) {
+        for ifindex in &gone.links {
+            self.guarded.remove(ifindex);
+            if let Some(found) = &mut self.found_guards {
+                found.remove(ifindex);
+            }
+            self.takes_xdp.remove(ifindex);
+            self.raised.remove(ifindex);
+        }
+        let is_uplink = |ifindex| self.state.uplinks.contains_key(ifindex);
+        self.doubtful |= gone.any || gone.links.iter().any(is_uplink);
     }
 
     /// Ports that the maps have a machine for and that the guard does not see first,
@@ -741,6 +826,8 @@ impl Plane {
                 .err()
                 .map(|error| format!("{error:#}")),
         );
+        let kept = self.kept.keep_records(&self.pins);
+        failed.extend(kept.err().map(|error| format!("{error:#}")));
         failed
     }
 
@@ -751,6 +838,7 @@ impl Plane {
     /// # Errors
     /// When an uplink is named that is not attached: then nothing is done.
     pub fn detach(&mut self, names: &[String], wanted: &Wanted<'_>) -> Result<Vec<String>> {
+        self.put_back()?;
         self.follow_names(wanted.host)?;
         let (recorded, damaged) = self.pins.readable_uplinks()?;
         let mut chosen = BTreeSet::new();
@@ -788,6 +876,7 @@ impl Plane {
 
     /// Takes everything away. Goes on after failures; each is a line.
     fn teardown(&mut self) -> Vec<String> {
+        self.kept = Kept::default();
         let mut failed = Vec::new();
         match recorded(&self.pins) {
             Ok(uplinks) => {
@@ -952,6 +1041,6 @@ fn problem(message: String) -> Problem {
         path: std::path::PathBuf::new(),
         line: None,
         field: None,
-        fault: Fault::new(message, "it is tried again when something changes"),
+        fault: Fault::new(message, "it is tried again"),
     }
 }

@@ -26,7 +26,8 @@ use crate::{
 const NETWORKD: &str = "/run/systemd/netif/links";
 
 /// Sets up those of `ports` that are down and not among `seen`, and records them
-/// with their names. All of `ports` are seen then.
+/// with their names; those that were are added to `raised`. All of `ports` are seen then,
+/// but for those that could not be set up.
 ///
 /// # Errors
 /// When a port cannot be set up; the others are.
@@ -36,6 +37,7 @@ pub fn raise(
     host: &Host,
     ports: impl Iterator<Item = u32>,
     seen: &mut BTreeSet<u32>,
+    raised: &mut BTreeSet<u32>,
 ) -> Result<()> {
     let mut result = Ok(());
     seen.retain(|ifindex| host.links.contains_key(ifindex));
@@ -46,12 +48,18 @@ pub fn raise(
                     .with_context(|| format!("cannot set {} up", link.name))
             });
             match done {
-                Ok(()) => tracing::info!(
-                    interface = link.name,
-                    "{} was down, and is set up",
-                    link.name
-                ),
-                Err(error) => result = Err(error),
+                Ok(()) => {
+                    raised.insert(link.ifindex);
+                    tracing::info!(
+                        interface = link.name,
+                        "{} was down, and is set up",
+                        link.name
+                    );
+                }
+                Err(error) => {
+                    seen.remove(&link.ifindex);
+                    result = Err(error);
+                }
             }
         }
     }

@@ -237,6 +237,23 @@ impl Changes {
     }
 }
 
+/// Links that were deleted, or left the namespace. One that was made meanwhile may have the
+/// number of one of them, and everything else: then [`Host`] shows no difference.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// Their ifindexes.
+    pub links: BTreeSet<u32>,
+    /// Events were lost: it may be any link.
+    pub any: bool,
+}
+
+impl Gone {
+    /// Whether nothing is gone.
+    pub fn is_empty(&self) -> bool {
+        !self.any && self.links.is_empty()
+    }
+}
+
 /// Follows the network namespace of the thread that started it.
 pub struct Observer {
     netlink: Netlink,
@@ -245,6 +262,7 @@ pub struct Observer {
     tables: Tables,
     host: Host,
     changes: Changes,
+    gone: Gone,
     /// When gathering of the present burst ends.
     settle: Option<Instant>,
     /// Not before this does it end.
@@ -282,6 +300,7 @@ impl Observer {
             buffer: vec![0; 64 * 1024],
             tables,
             changes: Changes::default(),
+            gone: Gone::default(),
             settle: None,
             settle_after: Instant::now(),
             routes_after: Instant::now(),
@@ -296,6 +315,12 @@ impl Observer {
     /// The state as last read.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// What is gone since this was last asked: whatever is remembered by the number of
+    /// such a link is to be forgotten.
+    pub fn take_gone(&mut self) -> Gone {
+        std::mem::take(&mut self.gone)
     }
 
     /// How often the kernel had more events than its buffer held, so that
@@ -407,9 +432,11 @@ impl Observer {
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     self.overruns += 1;
                     self.changes.all = true;
+                    self.gone.any = true;
                 }
                 Err(_) => {
                     self.changes.all = true;
+                    self.gone.any = true;
                     self.events = subscribe(RECEIVE_BUFFER)?;
                 }
             }
@@ -484,10 +511,11 @@ impl Observer {
     }
 
     fn gone(&mut self, ifindex: u32) {
+        self.gone.links.insert(ifindex);
+        self.changes.links.insert(ifindex);
         if self.tables.links.remove(&ifindex).is_none() {
             return;
         }
-        self.changes.links.insert(ifindex);
         self.changes.routes = true;
         let addresses = self.tables.addresses.len();
         self.tables.addresses.retain(|(of, _)| *of != ifindex);
@@ -524,7 +552,7 @@ impl Observer {
             self.changes = Changes::default();
             self.refresh_after = Instant::now() + started.elapsed() * REFRESH_SHARE;
             let host = self.tables.host();
-            self.unreported |= self.host != host;
+            self.unreported |= self.host != host || !self.gone.is_empty();
             self.host = host;
             return Ok(());
         }
@@ -549,6 +577,7 @@ impl Observer {
             ..Changes::default()
         };
         let changes = std::mem::replace(&mut self.changes, later);
+        self.unreported |= !self.gone.is_empty();
         self.tables.read_peers(&mut self.netlink, &changes.peers);
         for ifindex in changes.links.union(&changes.peers) {
             let now = self.tables.links.get(ifindex);
