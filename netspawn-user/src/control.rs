@@ -139,7 +139,19 @@ pub struct RunDir {
 /// The right to write maps, until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Whether it is there still: who removes RUNDIR takes it away.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn is_there(&self) -> Result<bool> {
+        is_at(&self.file, &self.path)
+            .with_context(|| format!("cannot look for {}", self.path.display()))
+    }
 }
 
 /// Who may write.
@@ -157,6 +169,11 @@ impl RunDir {
         RunDir {
             folder: folder.to_owned(),
         }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.folder
     }
 
     /// The agent's socket.
@@ -272,20 +289,8 @@ impl RunDir {
         let path = self.lock_file();
         let start = Instant::now();
         loop {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
-                .with_context(|| format!("cannot open {} (this needs root)", path.display()))?;
-            match file.try_lock() {
-                // A detach may have removed the file that was just locked.
-                Ok(()) if is_at(&file, &path) => return Ok(Turn::Mine(Lock { _file: file })),
-                Ok(()) => continue,
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-                }
+            if let Some(lock) = self.try_lock()? {
+                return Ok(Turn::Mine(lock));
             }
             if let Some(client) = self.reach()? {
                 return Ok(Turn::Agent(client));
@@ -299,6 +304,44 @@ impl RunDir {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Takes the right to write; `None` when another process has it.
+    ///
+    /// # Errors
+    /// When RUNDIR cannot be used.
+    pub fn try_lock(&self) -> Result<Option<Lock>> {
+        let path = self.lock_file();
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {} (this needs root)", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+        let lock = Lock { file, path };
+        // A detach may have removed the file that was just locked.
+        if lock.is_there()? {
+            return Ok(Some(lock));
+        }
+        self.try_lock()
+    }
+
+    /// Takes the right to write once more, which this process had until RUNDIR was removed.
+    ///
+    /// # Errors
+    /// When RUNDIR cannot be made, or another process has taken the right meanwhile.
+    pub fn lock_again(&self) -> Result<Lock> {
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        self.try_lock()?
+            .with_context(|| format!("{} is held by another process", self.lock_file().display()))
     }
 
     /// Waits until nobody has the right to write: the agent has ended. Takes it from
@@ -369,12 +412,13 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 /// Whether it is that file that is at a path.
-pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
-    }
+    let (open, there) = (file.metadata()?, gone::path(fs::metadata(path))?);
+    Ok(there.is_some_and(|there| (open.dev(), open.ino()) == (there.dev(), there.ino())))
 }
 
 /// A connection to the agent.

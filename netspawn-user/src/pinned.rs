@@ -87,7 +87,7 @@ impl DataPlane for Pinned<'_> {
                 (snapshot, desired)
             }
             Turn::Mine(_lock) => {
-                let Some(mut plane) = Plane::open(&self.0.bpf_dir)? else {
+                let Some(mut plane) = Plane::open_to_write(&self.0.bpf_dir)? else {
                     return Ok(Applied::default());
                 };
                 let config = Config::load(&self.0.config_dir).map_err(Problems)?;

@@ -31,7 +31,7 @@ use self::{
 use crate::{
     cli::Global,
     config::{Config, Policy},
-    control::RunDir,
+    control::{Lock, RunDir},
     datapath::{
         events::{Events, Report},
         plane::{Plane, Wanted},
@@ -95,6 +95,9 @@ pub struct Agent {
     snapshot: Snapshot,
     policy: Policy,
     run_dir: RunDir,
+    lock: Lock,
+    /// RUNDIR was put back, and the socket is not in it yet.
+    moved: bool,
     config_dir: std::path::PathBuf,
     observer: Observer,
     netlink: Netlink,
@@ -141,6 +144,7 @@ impl Agent {
     pub async fn new(
         global: &Global,
         plane: Plane,
+        lock: Lock,
         mut observer: Observer,
         policy: Policy,
         enabled: &BTreeSet<Source>,
@@ -173,6 +177,8 @@ impl Agent {
             snapshot: Snapshot::default(),
             policy,
             run_dir: RunDir::new(&global.run_dir),
+            lock,
+            moved: false,
             config_dir: global.config_dir.clone(),
             observer,
             netlink: Netlink::open()?,
@@ -230,6 +236,9 @@ impl Agent {
         self.service.ready();
 
         loop {
+            if std::mem::take(&mut self.moved) {
+                socket = Socket::open(&self.run_dir.socket())?;
+            }
             let event = tokio::select! {
                 _ = terminate.recv() => Event::Stop("it was told to (SIGTERM)"),
                 _ = interrupt.recv() => Event::Stop("it was told to (SIGINT)"),
@@ -313,11 +322,33 @@ impl Agent {
     /// Reads declarations and policy. A policy file that is wrong leaves the
     /// policy as it was.
     fn reload(&mut self) {
+        let put_back = self.put_back_run_dir();
+        if let Err(error) = &put_back {
+            tracing::error!("{error:#}");
+        }
         self.snapshot = self.sources.read(self.observer.host());
         match Config::load(&self.config_dir) {
             Ok(config) => self.policy = config.policy,
             Err(problems) => self.snapshot.problems.extend(problems),
         }
+    }
+
+    /// Makes RUNDIR again when somebody has removed it: without its lock and its socket
+    /// another process would take this one for ended.
+    fn put_back_run_dir(&mut self) -> Result<()> {
+        if self.end.is_some() || self.lock.is_there()? {
+            return Ok(());
+        }
+        let cannot = "the lock in RUNDIR was removed, and cannot be put back";
+        self.lock = self.run_dir.lock_again().context(cannot)?;
+        self.run_dir.claim(self.sources.enabled()).context(cannot)?;
+        self.sources.keep_engines();
+        self.moved = true;
+        tracing::warn!(
+            "the lock in {} was removed; it is put back, with the agent's socket",
+            self.run_dir.path().display()
+        );
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<Desired> {

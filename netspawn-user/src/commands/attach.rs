@@ -175,6 +175,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         let agent = Agent::new(
             global,
             plane,
+            lock,
             observer,
             config.policy,
             &settings.sources,
@@ -185,7 +186,6 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
             .run(|line| output::print(&format!("{line}\n")), hangup.came())
             .await
     })?;
-    drop(lock);
     if let Some(words) = revert.and_then(Started::reverted) {
         bail!(words);
     }

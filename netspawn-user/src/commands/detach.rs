@@ -54,7 +54,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
              detach` without names removes all of it, `netspawn-xdp attach {name}` replaces it"
         );
     }
-    let failed = match Plane::open(&global.bpf_dir) {
+    let failed = match Plane::open_to_write(&global.bpf_dir) {
         Ok(Some(mut plane)) => {
             let host = Host::dump().context("cannot read the host's network")?;
             // They decide what is left on other uplinks, not what is taken away.

@@ -22,7 +22,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File, TryLockError},
+    io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
@@ -214,6 +215,29 @@ impl Pins {
                 false => there.to_owned(),
             },
         })
+    }
+
+    /// Locks BPFDIR for writing, until the file is closed; `None` when it is not there. The
+    /// lock of RUNDIR is not enough: who removes RUNDIR while an agent runs has the next
+    /// process find neither lock nor agent.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn lock(&self) -> Result<Option<File>> {
+        let cannot = || format!("cannot lock {}", self.base.display());
+        let Some(directory) = gone::path(File::open(&self.base)).with_context(cannot)? else {
+            return Ok(None);
+        };
+        match directory.try_lock() {
+            Ok(()) => Ok(Some(directory)),
+            Err(TryLockError::WouldBlock) => bail!(
+                "{} is in use by a process whose lock in RUNDIR was removed; an agent puts it \
+                 back within half a minute: try again then (`fuser -v {}` names the process)",
+                self.base.display(),
+                self.base.display()
+            ),
+            Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
+        }
     }
 
     /// Makes the folders, and records the network namespace.

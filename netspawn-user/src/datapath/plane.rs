@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::{self, File},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     time::Instant,
@@ -102,6 +102,8 @@ pub struct Plane {
     resized: bool,
     /// Data planes of other versions, which this one replaces when it is attached.
     others: Vec<Pins>,
+    /// BPFDIR, locked.
+    lock: Option<File>,
 }
 
 impl Plane {
@@ -131,6 +133,15 @@ impl Plane {
         Plane::assemble(pins, sizes, guard, None, false).map(Some)
     }
 
+    /// As [`Plane::open`], for who is going to change it.
+    ///
+    /// # Errors
+    /// As those, and when another process is about to.
+    pub fn open_to_write(bpf_dir: &Path) -> Result<Option<Plane>> {
+        let lock = Pins::new(bpf_dir).lock()?;
+        Ok(Plane::open(bpf_dir)?.map(|plane| Plane { lock, ..plane }))
+    }
+
     /// Loads programs, with maps of their own or with those that are pinned.
     /// Nothing runs yet that did not before. With `log`, they say what becomes of
     /// frames.
@@ -139,6 +150,7 @@ impl Plane {
     /// When the kernel refuses; nothing is left behind that was not there.
     pub fn load(bpf_dir: &Path, sizes: Sizes, log: bool) -> Result<Plane> {
         let pins = Pins::new(bpf_dir);
+        let mut lock = pins.lock()?;
         pins.check_namespace()?;
         let others = pins.others()?;
         for other in &others {
@@ -156,8 +168,17 @@ impl Plane {
         }
         let plane = pins
             .make()
-            .and_then(|()| Plane::load_with(pins.clone(), &others, sizes, log, fresh))
-            .map(|plane| Plane { others, ..plane });
+            .and_then(|()| {
+                if lock.is_none() {
+                    lock = pins.lock()?;
+                }
+                Plane::load_with(pins.clone(), &others, sizes, log, fresh)
+            })
+            .map(|plane| Plane {
+                others,
+                lock,
+                ..plane
+            });
         if plane.is_err() && fresh {
             told(pins.remove_all());
         }
@@ -252,6 +273,7 @@ impl Plane {
             fresh,
             resized: false,
             others: Vec::new(),
+            lock: None,
             pins,
         })
     }
@@ -639,6 +661,9 @@ impl Plane {
         if missing == 0 {
             return Ok(());
         }
+        // BPFDIR may be another directory by now.
+        self.lock = None;
+        self.lock = self.pins.lock()?;
         tracing::warn!(
             "{missing} pins and records in {} were removed; they are put back",
             self.pins.root().display()
@@ -926,6 +951,7 @@ impl Plane {
     /// When something cannot be taken away.
     pub fn remove_remains(bpf_dir: &Path) -> Result<()> {
         let pins = Pins::new(bpf_dir);
+        let _lock = pins.lock()?;
         let others = pins.others()?;
         for pins in std::iter::once(&pins).chain(&others) {
             pins.check_namespace()?;

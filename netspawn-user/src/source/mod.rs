@@ -225,6 +225,8 @@ pub struct Sources {
     run_dir: PathBuf,
     /// What engines have just said; else what is kept counts.
     asked: BTreeMap<Source, Vec<Machine>>,
+    /// What is kept of engines, as it was last read.
+    engines: BTreeMap<Source, Vec<Machine>>,
     places: Places,
     last_good: BTreeMap<String, Declaration>,
 }
@@ -244,6 +246,7 @@ impl Sources {
             cni: Cni::default(),
             run_dir: run_dir.to_owned(),
             asked: BTreeMap::new(),
+            engines: BTreeMap::new(),
             places: Places::default(),
             last_good: BTreeMap::new(),
         }
@@ -294,6 +297,15 @@ impl Sources {
         snapshot
     }
 
+    /// Writes what engines were last known to say into RUNDIR, which somebody has removed.
+    pub fn keep_engines(&self) {
+        for (source, machines) in &self.engines {
+            if let Err(error) = engine::keep(&self.run_dir, *source, machines) {
+                tracing::warn!("cannot keep what {} says: {error}", source.name());
+            }
+        }
+    }
+
     /// Whether a change of the host's network may have changed what is declared.
     pub fn differ(&self, host: &Host) -> bool {
         self.enabled.contains(&Source::Kernel)
@@ -316,7 +328,9 @@ impl Sources {
             let machines = match self.asked.get(&source) {
                 Some(machines) => Ok(machines.clone()),
                 None if source == Source::Cni => self.cni.read(&self.run_dir, host),
-                None => engine::read(&self.run_dir, source),
+                None => engine::read(&self.run_dir, source).inspect(|machines| {
+                    self.engines.insert(source, machines.clone());
+                }),
             };
             match machines {
                 Ok(machines) => places.extend(engine::lay(source, machines, &mut taken, layers)),
