@@ -5,7 +5,11 @@
 //! would withdraw every machine. So each place that takes an error for absence asks
 //! here, with the one list of errno for its kind of call.
 
-use std::{io, path::Path};
+use std::{
+    fs::{self, DirEntry},
+    io,
+    path::Path,
+};
 
 use crate::net::netlink;
 
@@ -22,6 +26,10 @@ const ATTRIBUTE: [i32; 3] = [libc::ENOENT, libc::ENODEV, libc::EINVAL];
 /// Of a link by ifindex: `ioctl`, `bpf(2)`, rtnetlink (`__dev_get_by_index`); ENXIO is
 /// `if_indextoname`'s.
 const INTERFACE: [i32; 2] = [libc::ENODEV, libc::ENXIO];
+/// Of a network namespace by process, file or id, and of a link in it (`rtnl_net_getid`,
+/// `rtnl_get_net_ns_capable`): the process is gone, the file is none of a namespace, no
+/// namespace has that id any more, the link is gone.
+const NAMESPACE: [i32; 4] = [libc::ESRCH, libc::EINVAL, libc::EBADF, libc::ENODEV];
 /// Of a BPF link whose interface is gone (`tcx_link_detach`, `bpf_xdp_link_update`).
 const ATTACHMENT: [i32; 1] = [libc::ENOLINK];
 /// Of a qdisc or filter: it is gone, or its interface is (`tc_modify_qdisc`,
@@ -55,6 +63,18 @@ pub fn path<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 /// When the kernel does not tell.
 pub fn is_there(at: &Path) -> io::Result<bool> {
     Ok(path(at.symlink_metadata())?.is_some())
+}
+
+/// The entries of a directory; `None` when there is no such directory.
+///
+/// # Errors
+/// When they cannot all be read.
+#[expect(clippy::disallowed_methods, reason = "no error is left out here")]
+pub fn list(directory: &Path) -> io::Result<Option<Vec<DirEntry>>> {
+    match path(fs::read_dir(directory))? {
+        Some(entries) => entries.collect::<io::Result<_>>().map(Some),
+        None => Ok(None),
+    }
 }
 
 /// `None` when nobody listens at the path that a socket was connected to.
@@ -111,6 +131,23 @@ pub fn is_no_interface(error: &netlink::Error) -> bool {
 pub fn link<T>(result: Result<T, netlink::Error>) -> Result<Option<T>, netlink::Error> {
     match result {
         Err(error) if is_no_interface(&error) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// `None` when rtnetlink says that there is no such namespace, or no such link in it.
+///
+/// # Errors
+/// Any other error.
+pub fn namespace<T>(result: Result<T, netlink::Error>) -> Result<Option<T>, netlink::Error> {
+    match result {
+        Err(error)
+            if error
+                .errno()
+                .is_some_and(|errno| NAMESPACE.contains(&errno)) =>
+        {
+            Ok(None)
+        }
         other => other.map(Some),
     }
 }

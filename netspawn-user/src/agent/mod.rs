@@ -57,6 +57,10 @@ const TRUST: Duration = Duration::from_secs(90);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// `CLOCK_MONOTONIC` in nanoseconds, at which next hops resolved now expire.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged, and the rest goes on without"
+)]
 pub fn deadline() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     u64::try_from((now + TRUST).as_nanos()).unwrap_or(u64::MAX)
@@ -141,6 +145,10 @@ impl Agent {
     ///
     /// # Errors
     /// When the host's network cannot be followed.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged, and the rest goes on without"
+    )]
     pub async fn new(
         global: &Global,
         plane: Plane,
@@ -351,11 +359,15 @@ impl Agent {
         Ok(())
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged, and the rest goes on without"
+    )]
     fn sync(&mut self) -> Result<Desired> {
         if let Some(machined) = &mut self.machined {
             self.snapshot.registered = machined.registered(self.observer.host());
         }
-        self.snapshot.placed = self.sources.placed(self.observer.host());
+        self.sources.place(&mut self.snapshot, self.observer.host());
         self.plane.forget(&self.observer.take_gone());
         let started = std::time::Instant::now();
         let result = self.plane.sync(&Wanted {
@@ -441,6 +453,10 @@ impl Agent {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged, and the rest goes on without"
+)]
 fn serve_docker(global: &Global) -> Option<driver::docker::Served> {
     driver::docker::Served::start(&global.run_dir, &global.bpf_dir)
         .inspect_err(|error| tracing::error!("Docker's network driver is not served: {error:#}"))

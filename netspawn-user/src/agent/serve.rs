@@ -14,6 +14,7 @@ use crate::{
 
 impl Agent {
     /// Carries out a request.
+    #[expect(clippy::disallowed_methods, reason = "the error is the answer")]
     pub(super) fn answer(&mut self, request: Request) -> Answer {
         self.carry_out(request)
             .unwrap_or_else(|error| Answer::refusal(format!("{error:#}")))

@@ -190,6 +190,7 @@ impl Agent {
     }
 
     /// Tells which uplinks came and went.
+    #[expect(clippy::disallowed_methods, reason = "an event goes without the mode")]
     pub(super) fn tell_uplinks(&mut self) {
         let host = self.observer.host();
         let name = |ifindex: &u32| host.links.get(ifindex).map(|link| link.name.clone());

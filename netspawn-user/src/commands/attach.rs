@@ -136,7 +136,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
     tell_bypassed();
     let fresh = !Pins::new(&global.bpf_dir).exist()?;
     let attached = attach(global, args, &config, &settings, host, &uplinks);
-    let (mut plane, desired, problems) = match attached {
+    let (mut plane, desired, mut problems) = match attached {
         Ok(attached) => attached,
         Err(error) => {
             // Its socket may be in RUNDIR.
@@ -164,6 +164,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
                 deadline: agent::deadline(),
             })
         })?;
+        problems.extend(desired.problems.iter().map(ToString::to_string));
         let line = agent::ready_line(&mut plane, &desired, &host)?;
         output::print(&format!("{line}\n"))?;
         let served = Served::of(plane.state(), Some(&host));
@@ -228,6 +229,10 @@ struct Hangup(Option<Signal>);
 impl Hangup {
     /// From now on it ends the process no more, unless nobody would have been told, as
     /// under nohup(1).
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged; rules are only told of"
+    )]
     fn heed() -> Result<Self> {
         let status = fs::read_to_string("/proc/self/status").context("cannot read /proc")?;
         let ignored = status
@@ -276,12 +281,8 @@ fn attach(
         },
     )?;
     RunDir::new(&global.run_dir).claim(&settings.sources)?;
-    let problems: Vec<_> = snapshot.problems.iter().chain(&desired.problems).collect();
-    if settings.once {
-        let lines = problems.iter().map(ToString::to_string).collect();
-        return Ok((plane, desired, lines));
-    }
-    Ok((plane, desired, Vec::new()))
+    let faults = snapshot.problems.iter().map(ToString::to_string).collect();
+    Ok((plane, desired, faults))
 }
 
 /// What is said when a running agent does not serve metrics where it was asked to.
@@ -314,9 +315,17 @@ fn tell_unseen() {
 
 /// Says which rules of the host will not see machines' traffic: whoever wrote
 /// them may count on it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged; rules are only told of"
+)]
 fn tell_bypassed() {
-    // Without nf_tables there are no rules to tell of.
-    for chain in firewall::bypassed().unwrap_or_default() {
+    let chains = firewall::bypassed().unwrap_or_else(|error| {
+        // Without nf_tables there are no rules to tell of.
+        tracing::debug!("cannot list the host's rules: {error}");
+        Vec::new()
+    });
+    for chain in chains {
         tracing::warn!(
             "traffic of machines does not pass nftables chain {} {} {} (hook {}, {} rules{})",
             chain.family,

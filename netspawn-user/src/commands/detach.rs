@@ -5,14 +5,14 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     agent,
     cli::{DetachArgs, Global},
-    config::Config,
+    config::{Config, Policy},
     control::{Request, RunDir, Turn},
     datapath::{
         pins::Pins,
         plane::{Plane, Wanted},
     },
     model::Host,
-    outcome::Outcome,
+    outcome::{Outcome, Problems},
     revert,
     source::{self, Source},
 };
@@ -22,6 +22,10 @@ use crate::{
 /// # Errors
 /// When an uplink is named that is not attached. What cannot be taken away is
 /// said, and the rest is.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged; it does not stop what is taken away"
+)]
 pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     let run_dir = RunDir::new(&global.run_dir);
     run_dir.check_namespace()?;
@@ -63,9 +67,12 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
                 Source::DEFAULT.into()
             });
             let snapshot = source::now(&global.config_dir, &global.run_dir, &enabled, &host, false);
-            let policy = Config::load(&global.config_dir)
-                .map(|config| config.policy)
-                .unwrap_or_default();
+            let policy = match Config::load(&global.config_dir) {
+                Ok(config) => config.policy,
+                // No machine is left that it could be about.
+                Err(_) if args.uplinks.is_empty() => Policy::default(),
+                Err(problems) => bail!(Problems(problems)),
+            };
             plane.detach(
                 &args.uplinks,
                 &Wanted {

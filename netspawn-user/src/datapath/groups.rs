@@ -194,6 +194,10 @@ fn record_of(group: Mac, start: &str) -> String {
     format!("{start}{}", DisplayMac(group).to_string().replace(':', ""))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn group_of(record: &str, start: &str) -> Option<Mac> {
     let digits = record.strip_prefix(start)?;
     let number = u64::from_str_radix(digits, 16).ok()?;

@@ -86,6 +86,9 @@ impl Uplink {
     }
 }
 
+/// Name of an uplink that has a damaged record, and what is wrong.
+pub type DamagedUplink = (String, anyhow::Error);
+
 /// Where BPFDIR is or will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -335,7 +338,7 @@ impl Pins {
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn readable_uplinks(&self) -> Result<(Vec<Uplink>, Vec<(String, anyhow::Error)>)> {
+    pub fn readable_uplinks(&self) -> Result<(Vec<Uplink>, Vec<DamagedUplink>)> {
         let (mut uplinks, mut damaged) = (Vec::new(), Vec::new());
         for name in list(&self.uplinks_directory())? {
             let name = name.replace("%2e", ".").replace("%25", "%");
@@ -512,13 +515,11 @@ fn cannot_read(path: &Path) -> String {
 /// Names in a directory, without those of records that are being written; none where
 /// there is no such directory.
 fn list(folder: &Path) -> Result<Vec<String>> {
-    let cannot = || format!("cannot list {}", folder.display());
-    let Some(entries) = gone::path(fs::read_dir(folder)).with_context(cannot)? else {
-        return Ok(Vec::new());
-    };
+    let entries =
+        gone::list(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.with_context(cannot)?.file_name();
+    for entry in entries.into_iter().flatten() {
+        let name = entry.file_name();
         // All that is written here is UTF-8.
         names.extend(
             name.to_str()

@@ -449,6 +449,10 @@ impl Plane {
             self.record(link, *mode)?;
         }
         let resized = self.resized;
+        // Before anything is attached: without descriptors for it, nothing is.
+        if !resized {
+            self.kept.keep_maps(&self.pins)?;
+        }
         self.pin_guard()?;
         let desired = if self.fresh || !self.others.is_empty() {
             self.prefill(wanted)?;
@@ -473,6 +477,7 @@ impl Plane {
             self.maps = Maps::open(&self.pins.maps())?;
             self.known.clear();
             self.resized = false;
+            self.kept.keep_maps(&self.pins)?;
         }
         let states = self.ports.dump()?;
         self.look_at(&states);
@@ -481,9 +486,8 @@ impl Plane {
             upgrade::remove(&other)?;
             tracing::info!("replaced the data plane of another version");
         }
-        self.fresh = false;
-        self.kept.keep_maps(&self.pins)?;
         self.kept.keep_records(&self.pins)?;
+        self.fresh = false;
         Ok(desired)
     }
 
@@ -541,6 +545,9 @@ impl Plane {
     }
 
     fn sync_all(&mut self, wanted: &Wanted<'_>) -> Result<Desired> {
+        if let Some(why) = &wanted.snapshot.unplaced {
+            bail!("{why}; nothing is changed until that is known");
+        }
         self.follow(wanted.host)?;
         if self.doubtful {
             self.verify_guards()?;
@@ -864,8 +871,13 @@ impl Plane {
     /// When an uplink is named that is not attached: then nothing is done.
     pub fn detach(&mut self, names: &[String], wanted: &Wanted<'_>) -> Result<Vec<String>> {
         self.put_back()?;
-        self.follow_names(wanted.host)?;
-        let (recorded, damaged) = self.pins.readable_uplinks()?;
+        let (mut recorded, damaged) = self.pins.readable_uplinks()?;
+        if damaged.is_empty() {
+            self.follow_names(wanted.host)?;
+            recorded = self.pins.uplinks()?;
+        } else if let (false, Some((_, error))) = (names.is_empty(), damaged.into_iter().next()) {
+            return Err(error);
+        }
         let mut chosen = BTreeSet::new();
         for name in names {
             let ifindex = wanted.host.link(name).map(|link| link.ifindex);
@@ -894,13 +906,13 @@ impl Plane {
             self.sync(wanted)?;
         } else {
             failed.extend(self.teardown());
-            failed.extend(damaged.iter().map(|(_, error)| format!("{error:#}")));
         }
         Ok(failed)
     }
 
     /// Takes everything away. Goes on after failures; each is a line.
     fn teardown(&mut self) -> Vec<String> {
+        // With its descriptors, of which there may be too few.
         self.kept = Kept::default();
         let mut failed = Vec::new();
         match recorded(&self.pins) {

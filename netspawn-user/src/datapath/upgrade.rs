@@ -101,12 +101,9 @@ fn directories(path: &Path) -> Result<Vec<std::ffi::OsString>> {
 /// Names of the entries of a kind; none where there is no such directory.
 fn entries(path: &Path, is: impl Fn(&fs::FileType) -> bool) -> Result<Vec<std::ffi::OsString>> {
     let cannot = || format!("cannot list {}", path.display());
-    let Some(listing) = gone::path(fs::read_dir(path)).with_context(cannot)? else {
-        return Ok(Vec::new());
-    };
+    let listing = gone::list(path).with_context(cannot)?;
     let mut names = Vec::new();
-    for entry in listing {
-        let entry = entry.with_context(cannot)?;
+    for entry in listing.into_iter().flatten() {
         if is(&entry.file_type().with_context(cannot)?) {
             names.push(entry.file_name());
         }

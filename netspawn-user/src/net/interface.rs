@@ -110,6 +110,10 @@ pub fn add_address(netlink: &mut Netlink, ifindex: u32, address: IpNet) -> Resul
 ///
 /// # Errors
 /// When the kernel refuses.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn add_route(netlink: &mut Netlink, ifindex: u32, route: &Route) -> Result<(), Error> {
     let table = route.table.unwrap_or(libc::RT_TABLE_MAIN.into());
     let mut header = [0; RTMSG];
@@ -179,6 +183,10 @@ pub fn addresses(netlink: &mut Netlink, ifindex: u32) -> Result<Vec<IpNet>, Erro
 ///
 /// # Errors
 /// When the kernel does not tell.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn routes(netlink: &mut Netlink, of: IpAddr) -> Result<Vec<(IpNet, u32)>, Error> {
     let mut header = [0; RTMSG];
     header[0] = family(of);

@@ -140,7 +140,14 @@ impl Tables {
                 continue;
             };
             let mac = match peer.netnsid {
-                Some(netnsid) => read::peer_mac(netlink, peer.ifindex, netnsid),
+                Some(netnsid) => match read::peer_mac(netlink, peer.ifindex, netnsid) {
+                    Ok(mac) => mac,
+                    Err(error) => {
+                        // It is what it was, until it can be asked for again.
+                        tracing::debug!("cannot read the MAC behind link {ifindex}: {error}");
+                        continue;
+                    }
+                },
                 None => self.links.get(&peer.ifindex).map(|link| link.mac),
             };
             if let Some(peer) = self

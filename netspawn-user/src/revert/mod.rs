@@ -185,12 +185,20 @@ fn confirm_line(global: &Global) -> String {
 }
 
 /// `1m 30s`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
+)]
 fn brief(time: impl TryInto<SignedDuration>) -> String {
     let time = time.try_into().unwrap_or(SignedDuration::MAX);
     format!("{:#}", time.round(jiff::Unit::Second).unwrap_or(time))
 }
 
 /// `12:34:56 UTC`, that time from now.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
+)]
 fn clock_time(time: impl TryInto<SignedDuration>) -> String {
     let time = time.try_into().unwrap_or(SignedDuration::ZERO);
     (Timestamp::now() + time)

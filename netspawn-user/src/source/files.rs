@@ -214,12 +214,12 @@ fn list(folder: &Path, extension: &str) -> Result<Option<BTreeSet<PathBuf>>, Pro
         )
         .at(folder, None, None)
     };
-    let Some(entries) = gone::path(fs::read_dir(folder)).map_err(problem)? else {
+    let Some(entries) = gone::list(folder).map_err(problem)? else {
         return Ok(None);
     };
     let mut paths = BTreeSet::new();
     for entry in entries {
-        let path = entry.map_err(problem)?.path();
+        let path = entry.path();
         let draft = path
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
@@ -378,7 +378,8 @@ pub enum Removed {
 pub fn remove_machine(run_dir: &Path, config_dir: &Path, name: &str) -> anyhow::Result<Removed> {
     let path = machine_path(run_dir, name);
     let configured = machine_path(config_dir, name);
-    let still = configured.symlink_metadata().is_ok();
+    let still = gone::is_there(&configured)
+        .with_context(|| format!("cannot look for {}", configured.display()))?;
     match fs::remove_file(&path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound && still => bail!(

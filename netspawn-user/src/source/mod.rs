@@ -155,6 +155,8 @@ pub struct Snapshot {
     /// Ports of the machines that engines run, by machine; `None` for one that has
     /// none yet.
     pub placed: BTreeMap<String, Option<u32>>,
+    /// Why ports could not be looked for: then nothing is to be done until they can be.
+    pub unplaced: Option<String>,
 }
 
 /// What systemd-machined says of the links of machines.
@@ -293,7 +295,7 @@ impl Sources {
             }
         }
         self.last_good = snapshot.declarations.clone();
-        snapshot.placed = self.placed(host);
+        self.place(&mut snapshot, host);
         snapshot
     }
 
@@ -312,9 +314,10 @@ impl Sources {
             || self.enabled.contains(&Source::Cni) && self.cni.differs(host)
     }
 
-    /// [`Snapshot::placed`], of the machines that were last read.
-    pub fn placed(&mut self, host: &Host) -> BTreeMap<String, Option<u32>> {
-        self.places.ports(host)
+    /// Looks for [`Snapshot::placed`], of the machines that were last read.
+    pub fn place(&mut self, snapshot: &mut Snapshot, host: &Host) {
+        snapshot.placed = self.places.ports(host);
+        snapshot.unplaced = self.places.failure().map(str::to_owned);
     }
 
     fn read_engines(&mut self, host: &Host, layers: &mut Layers) {

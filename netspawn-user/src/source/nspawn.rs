@@ -224,6 +224,10 @@ impl Section {
         self.faults.push((line, field.map(str::to_owned), fault));
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn check<T>(&mut self, line: usize, field: &str, result: Result<T, Fault>) -> Option<T> {
         result
             .map_err(|fault| self.fault(line, Some(field), fault))

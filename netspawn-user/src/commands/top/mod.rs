@@ -71,6 +71,10 @@ pub fn run(global: &Global, args: &TopArgs) -> Result<Outcome> {
 
 /// Keeps the process id of the agent. On a thread of its own, because an agent
 /// that hangs must not hold the screen up.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be shown is left out of the screen, until the next time"
+)]
 fn ask(run_dir: RunDir) -> watch::Receiver<Option<u32>> {
     let (tell, told) = watch::channel(None);
     thread::spawn(move || {
@@ -268,6 +272,10 @@ impl<'a> Top<'a> {
 }
 
 /// The name of an interface, `-` without one.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be shown is left out of the screen, until the next time"
+)]
 fn interface(ifindex: u32) -> String {
     let name = if_indextoname(ifindex).ok();
     let name = name.and_then(|name| name.into_string().ok());

@@ -416,14 +416,14 @@ impl Ports {
         self.pins.join(format!("{PIN_PREFIX}{ifindex}"))
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn pins(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
-        let entries = gone::path(fs::read_dir(&self.pins));
-        let Some(entries) = entries.map_err(at(&self.pins, "list the directory"))? else {
-            return Ok(Vec::new());
-        };
+        let entries = gone::list(&self.pins).map_err(at(&self.pins, "list the directory"))?;
         let mut pins = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(at(&self.pins, "list the directory"))?;
+        for entry in entries.into_iter().flatten() {
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix(PIN_PREFIX));
             if let Some(ifindex) = number.and_then(|number| number.parse().ok()) {

@@ -174,6 +174,10 @@ impl Uplinks {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the holder is named in a message, if it can be"
+)]
 fn refusal(netlink: &mut Netlink, ifindex: u32, hook: Hook, error: io::Error) -> Error {
     let interface = interface_name(ifindex);
     if hook != Hook::Xdp {

@@ -261,13 +261,10 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
     let unlisted = |error: io::Error| {
         Fault::new(format!("cannot be listed: {error}"), "").at(folder, None, None)
     };
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(unlisted)?,
-    };
+    let entries = gone::list(folder).map_err(unlisted)?;
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(unlisted)?.path();
+    for entry in entries.into_iter().flatten() {
+        let path = entry.path();
         // Not the drafts that are about to be one.
         if path
             .extension()

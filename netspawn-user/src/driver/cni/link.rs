@@ -12,10 +12,13 @@ use super::{
     host,
     result::{Ip, Previous, Route, cidr},
 };
-use crate::net::{
-    interface, namespace,
-    netlink::{self, Netlink},
-    veth::{self, Veth},
+use crate::{
+    gone,
+    net::{
+        interface, namespace,
+        netlink::{self, Netlink},
+        veth::{self, Veth},
+    },
 };
 
 /// The gateway that every port answers for.
@@ -187,7 +190,9 @@ fn inside(ifname: &str, plan: &Plan) -> io::Result<()> {
     {
         // Some engines make namespaces without IPv6.
         let switch = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
-        if fs::read_to_string(&switch).is_ok_and(|text| text.trim() == "1") {
+        // A kernel without IPv6 has no such file, and says so of the address.
+        let disabled = gone::path(fs::read_to_string(&switch))?;
+        if disabled.is_some_and(|text| text.trim() == "1") {
             fs::write(&switch, "0")?;
         }
     }

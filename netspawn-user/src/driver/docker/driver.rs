@@ -128,6 +128,10 @@ impl Driver {
     }
 
     /// Says what Docker is to move into the container.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn join(&mut self, asked: &Endpoint) -> Result<Value> {
         let name = link(&asked.id);
         let alias = veth::alias(&mut self.netlink, &name)
@@ -218,6 +222,10 @@ fn check_option(key: &str, value: &Value) -> Result<()> {
     Ok(())
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn check_pool(pool: &Pool) -> Result<()> {
     let subnet = fields::prefix(&pool.pool).map_err(|fault| anyhow!("--subnet: {fault}"))?;
     let first = first(subnet);
@@ -257,6 +265,10 @@ fn next(address: IpAddr) -> IpAddr {
 }
 
 /// A link-layer address made from an endpoint's id, which is random.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn mac_of(endpoint: &str) -> Result<Mac> {
     let digits = endpoint
         .get(..DIGITS)
