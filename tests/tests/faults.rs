@@ -205,6 +205,31 @@ fn who_may_not_look_is_not_told_that_there_is_nothing() -> Result<()> {
     all_reachable(&lab)
 }
 
+/// As under a unit with `ProcSubset=pid`: the kernel's counters of MLD are not there to be
+/// read, which is not the same as that no switch asks.
+#[test]
+fn hidden_counters_are_said() -> Result<()> {
+    let lab = Lab::usual()?;
+    // Its prefix would need all groups, whether or not somebody asks.
+    lab.withdraw("web")?;
+    let output = lab
+        .host
+        .cmd("unshare")
+        .args(["-m", "sh", "-c"])
+        .arg("mount -t proc -o subset=pid proc /proc && exec \"$@\"")
+        .arg("sh")
+        .arg(binary()?)
+        .args(lab.options())
+        .args(ONCE)
+        .output()?;
+    assert_eq!(output.code(), 3, "{output:?}");
+    ensure!(
+        output.stderr.contains("is hidden from this process"),
+        "{output:?}"
+    );
+    Ok(())
+}
+
 #[test]
 fn damaged_record_is_named_and_does_not_stop_detach() -> Result<()> {
     let lab = Lab::usual()?;
@@ -230,6 +255,29 @@ fn damaged_record_is_named_and_does_not_stop_detach() -> Result<()> {
     ensure!(named(&output, &record), "{output:?}");
     ensure!(!lab.pins().exists(), "{output:?}");
     before.same(&Snapshot::host(&lab)?)
+}
+
+/// Whatever of the pins is gone, `detach` takes away what is left and leaves nothing.
+#[test]
+fn detach_finds_what_is_left() -> Result<()> {
+    let lab = Lab::usual()?;
+    let before = Snapshot::host(&lab)?;
+    for what in ["netns", "maps", "programs"] {
+        lab.output(&ONCE.join(" "))?.success()?;
+        let path = lab.pins().join(what);
+        match path.symlink_metadata()?.is_dir() {
+            true => fs::remove_dir_all(&path)?,
+            false => fs::remove_file(&path)?,
+        }
+        let output = lab.output("detach")?;
+        assert_eq!(output.code(), 0, "{what}: {output:?}");
+        ensure!(
+            !output.stderr.contains("nothing is attached"),
+            "{what}: {output:?}"
+        );
+        before.same(&Snapshot::host(&lab)?).context(what)?;
+    }
+    Ok(())
 }
 
 /// Ports among the machines' that have no ingress qdisc.

@@ -284,6 +284,7 @@ impl Agent {
                 Event::Files => self.reload(),
                 Event::Tick => {
                     self.deadline = deadline();
+                    self.sources.sweep();
                     self.reload();
                     self.observer.refresh();
                     let verified = self.plane.verify();

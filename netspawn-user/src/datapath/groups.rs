@@ -22,7 +22,7 @@ use netspawn_ebpf::{
 use super::{pins::Pins, uplinks::exists};
 use crate::{
     model::DisplayMac,
-    net::{multicast, netlink::Netlink},
+    net::{interface, multicast, netlink::Netlink},
     plan::{self, State},
 };
 
@@ -94,16 +94,38 @@ pub fn sync(
         pins.record_uplink(name, ALL_MULTICAST, "on")?;
         multicast::set_allmulti(netlink, ifindex, true)?;
     }
-    for group in groups.difference(&ours) {
-        if multicast::join(ifindex, *group)? {
-            pins.record_uplink(name, &record_of(*group, GROUP), "joined")?;
+    // Recorded before it is done: who is killed in between leaves a record too many, which
+    // harms nobody. What others have joined is left alone.
+    let new: Vec<Mac> = groups.difference(&ours).copied().collect();
+    if !new.is_empty() {
+        let others = multicast::joined(ifindex)?;
+        for group in new.into_iter().filter(|group| !others.contains(group)) {
+            let record = record_of(group, GROUP);
+            pins.record_uplink(name, &record, "joined")?;
+            if let Err(error) = multicast::add(ifindex, group) {
+                pins.forget(name, &record)?;
+                return Err(error.into());
+            }
         }
     }
     let reported = recorded(REPORTED);
     if !reported.is_empty() || multicast::queried(name)? {
-        for group in groups.difference(&reported) {
-            if multicast::join_reported(netlink, ifindex, address_of(*group))? {
-                pins.record_uplink(name, &record_of(*group, REPORTED), "joined")?;
+        let new: Vec<Mac> = groups.difference(&reported).copied().collect();
+        let others = match new.is_empty() {
+            true => Vec::new(),
+            false => interface::addresses(netlink, ifindex)?,
+        };
+        for group in new {
+            let address = address_of(group);
+            if others.iter().any(|other| other.addr() == address) {
+                continue;
+            }
+            let record = record_of(group, REPORTED);
+            pins.record_uplink(name, &record, "joined")?;
+            let joined = multicast::join_reported(netlink, ifindex, address);
+            if !matches!(joined, Ok(true)) {
+                pins.forget(name, &record)?;
+                joined?;
             }
         }
     }
@@ -127,9 +149,17 @@ pub fn sync(
 /// # Errors
 /// When the kernel refuses.
 pub fn mend(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Result<()> {
-    for record in pins.records(name)? {
+    let records = pins.records(name)?;
+    // Read once: it has a line for each group of each interface of the host.
+    let joined = match records.iter().any(|name| name.starts_with(GROUP)) {
+        true => multicast::joined(ifindex)?,
+        false => BTreeSet::new(),
+    };
+    for record in records {
         if let Some(group) = group_of(&record, GROUP) {
-            multicast::join(ifindex, group)?;
+            if !joined.contains(&group) {
+                multicast::add(ifindex, group)?;
+            }
         } else if let Some(group) = group_of(&record, REPORTED) {
             multicast::join_reported(netlink, ifindex, address_of(group))?;
         } else if record == ALL_MULTICAST && !multicast::allmulti(netlink, ifindex)? {

@@ -184,13 +184,12 @@ impl Pins {
         self.root.join("netns")
     }
 
-    /// Whether something is attached.
+    /// Whether something is attached, or left of what was.
     ///
     /// # Errors
     /// When the kernel does not tell, as to a user who may not look.
     pub fn exist(&self) -> Result<bool> {
-        let path = self.namespace();
-        gone::is_there(&path).with_context(|| cannot_read(&path))
+        gone::is_there(&self.root).with_context(|| cannot_read(&self.root))
     }
 
     /// The file system that BPFDIR is on, or will be made on.
@@ -270,7 +269,7 @@ impl Pins {
                 )
             })?;
         }
-        if !self.exist()? {
+        if text(&self.namespace())?.is_none() {
             record(&self.namespace(), &namespace::cookie()?.to_string())?;
         }
         Ok(())

@@ -6,6 +6,7 @@
 //! the process; a socket's memberships would not.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::Ipv6Addr,
     os::{fd::AsRawFd, unix::net::UnixDatagram},
@@ -115,15 +116,23 @@ pub struct Group {
 
 /// Joins a group; whether it had not been joined in this way before.
 pub fn join(ifindex: u32, group: Mac) -> Result<bool, Error> {
-    let groups = list(ifindex)?;
-    if groups
-        .iter()
-        .any(|found| found.mac == group && found.permanent)
-    {
+    if joined(ifindex)?.contains(&group) {
         return Ok(false);
     }
+    add(ifindex, group).map(|()| true)
+}
+
+/// The groups that were joined by [`add`] or `ip maddr add`.
+pub fn joined(ifindex: u32) -> Result<BTreeSet<Mac>, Error> {
+    let groups = list(ifindex)?.into_iter();
+    let permanent = groups.filter(|group| group.permanent);
+    Ok(permanent.map(|group| group.mac).collect())
+}
+
+/// Joins a group that is not among those [`joined`].
+pub fn add(ifindex: u32, group: Mac) -> Result<(), Error> {
     let (interface, result) = change(ifindex, group, libc::SIOCADDMULTI)?;
-    result.map(|()| true).map_err(|source| Error::Join {
+    result.map_err(|source| Error::Join {
         interface,
         group,
         source,

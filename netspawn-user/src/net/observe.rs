@@ -37,6 +37,9 @@ const RECEIVE_BUFFER: libc::c_int = 16 << 20;
 /// How long events of one burst are gathered. It is part of the time in which
 /// a port that has come up has no guard yet.
 const SETTLE: Duration = Duration::from_millis(1);
+/// How long they are at most, after a sync that took long: ports that come up wait for
+/// their guard meanwhile.
+const LONGEST_REST: Duration = Duration::from_millis(500);
 /// Reading a large table again takes at most one part in this many of the
 /// time.
 const ROUTE_SHARE: u32 = 10;
@@ -353,7 +356,7 @@ impl Observer {
     /// Has events gathered for so long before the next `changed` reports them: of many
     /// that come one after the other, each would cost the reader as much as all of them.
     pub fn rest(&mut self, time: Duration) {
-        self.settle_after = Instant::now() + time;
+        self.settle_after = Instant::now() + time.min(LONGEST_REST);
     }
 
     /// Reads everything anew, at once. Blocks.

@@ -14,6 +14,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -351,6 +352,37 @@ pub(crate) fn draft(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTemp
     draft.write_all(bytes)?;
     draft.as_file().sync_all()?;
     Ok(draft)
+}
+
+/// How old a draft is that nobody writes any more.
+const STALE: Duration = Duration::from_secs(60);
+
+/// Removes what those have left in a folder who were killed while they wrote a [`draft`].
+///
+/// # Errors
+/// When it cannot be listed, or a draft cannot be removed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a time that lies ahead is no age; the kernel is not asked"
+)]
+pub(crate) fn sweep_drafts(folder: &Path) -> io::Result<()> {
+    for entry in gone::list(folder)?.into_iter().flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if !name.starts_with(b".") || !name.ends_with(b".draft") {
+            continue;
+        }
+        let Some(data) = gone::path(entry.metadata())? else {
+            continue;
+        };
+        // One from the future is of a clock that was set.
+        let age = data.modified()?.elapsed();
+        if age.is_ok_and(|age| age < STALE) {
+            continue;
+        }
+        gone::path(fs::remove_file(entry.path()))?;
+    }
+    Ok(())
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -705,6 +737,25 @@ mod tests {
         assert_eq!(snapshot.declarations, good);
         assert!(snapshot.keeps("other").is_some());
         assert_eq!(snapshot.problems.len(), 1);
+    }
+
+    #[test]
+    fn drafts_of_the_dead_are_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = File::create(folder.path().join(".a.draft")).unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * STALE;
+        old.set_modified(long_ago).unwrap();
+        for name in [".b.draft", ".c", "d.draft"] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            if name != ".b.draft" {
+                file.set_modified(long_ago).unwrap();
+            }
+        }
+        sweep_drafts(folder.path()).unwrap();
+        let left = gone::list(folder.path()).unwrap().unwrap().into_iter();
+        let left: BTreeSet<_> = left.map(|entry| entry.file_name()).collect();
+        assert_eq!(left, [".b.draft", ".c", "d.draft"].map(Into::into).into());
+        sweep_drafts(&folder.path().join("none")).unwrap();
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use files::parse as parse_machine;
 pub use files::{
     Created, Removed, create_machine, machine_path, remove_machine, text_of, write_machine,
 };
-pub(crate) use files::{draft, replace};
+pub(crate) use files::{draft, replace, sweep_drafts};
 pub use nspawn::parse as parse_nspawn;
 pub(crate) use nspawn::syntax;
 pub use watch::Watcher;
@@ -39,6 +39,7 @@ use self::{
     nspawn::NspawnFiles,
 };
 use crate::{
+    driver::cni::attachment,
     model::{Declaration, Host, SourceKind},
     problem::{Fault, Problem, did_you_mean},
 };
@@ -297,6 +298,20 @@ impl Sources {
         self.last_good = snapshot.declarations.clone();
         self.place(&mut snapshot, host);
         snapshot
+    }
+
+    /// Removes what those have left in RUNDIR who were killed while they wrote there.
+    pub fn sweep(&self) {
+        for folder in [
+            self.run_dir.join("machines"),
+            cni::folder(&self.run_dir),
+            attachment::begun_folder(&self.run_dir),
+            engine::folder(&self.run_dir),
+        ] {
+            if let Err(error) = sweep_drafts(&folder) {
+                tracing::warn!("cannot sweep {}: {error}", folder.display());
+            }
+        }
     }
 
     /// Writes what engines were last known to say into RUNDIR, which somebody has removed.

@@ -144,7 +144,9 @@ pub fn make(name: &str, target: &Target, netns: &Path, plan: &Plan) -> Result<u3
         .map_err(|error| Error::kernel(format!("cannot make the veth {name}"), error))?;
     let made = configure(&mut netlink, name, target, netns, plan);
     if made.is_err() {
-        remove(name);
+        if let Err(error) = remove(name) {
+            tracing::warn!("{error}");
+        }
     }
     made
 }
@@ -210,11 +212,13 @@ fn inside(ifname: &str, plan: &Plan) -> io::Result<()> {
 }
 
 /// Removes a link that was made here, if there is one.
-pub fn remove(name: &str) {
-    let removed = Netlink::open().and_then(|mut netlink| veth::remove(&mut netlink, name));
-    if let Err(error) = removed {
-        tracing::warn!("cannot remove {name}: {error}");
-    }
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove(name: &str) -> Result<(), Error> {
+    Netlink::open()
+        .and_then(|mut netlink| veth::remove(&mut netlink, name))
+        .map_err(|error| Error::kernel(format!("cannot remove {name}"), error))
 }
 
 /// Whether there is an interface of that name in a namespace.
