@@ -91,7 +91,7 @@ pub struct Plane {
     raised: BTreeSet<u32>,
     /// Those that were set up and have not been asked for.
     newly_raised: BTreeSet<u32>,
-    kept: Kept,
+    pub(super) kept: Kept,
     /// The last sync has left something undone.
     unfinished: bool,
     /// Links may be others than those that this process has seen to.
@@ -438,6 +438,7 @@ impl Plane {
                         }
                     }
                 }
+                told(self.kept.keep_records(&self.pins));
                 told(self.sync(wanted).map(drop));
             }
         }
@@ -448,6 +449,8 @@ impl Plane {
         for (link, mode) in new {
             self.record(link, *mode)?;
         }
+        // What was forgotten is not to be put back.
+        self.kept.keep_records(&self.pins)?;
         let resized = self.resized;
         // Before anything is attached: without descriptors for it, nothing is.
         if !resized {

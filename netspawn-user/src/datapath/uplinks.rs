@@ -90,6 +90,9 @@ impl Plane {
                 link.name
             );
         }
+        if !renamed.is_empty() {
+            self.kept.keep_records(&self.pins)?;
+        }
         Ok(())
     }
 
