@@ -165,6 +165,10 @@ impl Constants {
 
     /// With that key, for the kernel that runs. Where the kernel's memory cannot be read,
     /// a warning says what is missing.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged, and the programs have another way"
+    )]
     pub fn of_kernel(key: Key) -> Self {
         let fields = kernel_fields::find().unwrap_or_else(|error| {
             tracing::warn!(
@@ -207,6 +211,10 @@ pub fn random_key() -> io::Result<Key> {
 /// Without the capabilities (CAP_BPF, CAP_NET_ADMIN), on a file system that is
 /// not a bpffs, or when the kernel refuses a program: the verifier's last words
 /// are in the error.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the programs have another way, which `attach` tells of"
+)]
 pub fn load(pins: Option<&Path>, sizes: Sizes) -> Result<Ebpf> {
     let constants = Constants {
         // Without them the programs have another way, which `attach` tells of.

@@ -143,10 +143,10 @@ pub fn make(name: &str, target: &Target, netns: &Path, plan: &Plan) -> Result<u3
     link.create(&mut netlink)
         .map_err(|error| Error::kernel(format!("cannot make the veth {name}"), error))?;
     let made = configure(&mut netlink, name, target, netns, plan);
-    if made.is_err() {
-        if let Err(error) = remove(name) {
-            tracing::warn!("{error}");
-        }
+    if made.is_err()
+        && let Err(error) = remove(name)
+    {
+        tracing::warn!("{error}");
     }
     made
 }
