@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use ebpf::{Prebuilt, Toolchain};
 
 #[allow(dead_code, reason = "xtask calls the rest of it")]
+#[allow(clippy::disallowed_methods, reason = "no machine depends on a build")]
 #[path = "../xtask/src/ebpf.rs"]
 mod ebpf;
 

@@ -21,6 +21,7 @@ use crate::{
     cli::Mode,
     driver::{self, cni::attachment},
     event::Filter,
+    gone,
     metrics::Address,
     net::namespace,
     outcome::Usage,
@@ -138,7 +139,19 @@ pub struct RunDir {
 /// The right to write maps, until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Whether it is there still: who removes RUNDIR takes it away.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn is_there(&self) -> Result<bool> {
+        is_at(&self.file, &self.path)
+            .with_context(|| format!("cannot look for {}", self.path.display()))
+    }
 }
 
 /// Who may write.
@@ -156,6 +169,11 @@ impl RunDir {
         RunDir {
             folder: folder.to_owned(),
         }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.folder
     }
 
     /// The agent's socket.
@@ -181,9 +199,19 @@ impl RunDir {
     /// # Errors
     /// When RUNDIR serves another network namespace.
     pub fn check_namespace(&self) -> Result<()> {
-        let Ok(recorded) = fs::read_to_string(self.namespace_file()) else {
+        let path = self.namespace_file();
+        let Some(recorded) = read(&path)? else {
             return Ok(());
         };
+        if recorded.trim().parse::<u64>().is_err() {
+            // Of BPFDIR's own record no doubt is left, and `attach` writes this one anew.
+            tracing::warn!(
+                "{} is damaged: it names no network namespace; `netspawn-xdp attach` writes it \
+                 anew",
+                path.display()
+            );
+            return Ok(());
+        }
         let here = namespace::cookie().context("cannot identify the network namespace")?;
         if recorded.trim() != here.to_string() {
             bail!(
@@ -206,24 +234,31 @@ impl RunDir {
             (self.namespace_file(), namespace::cookie()?.to_string()),
             (self.sources_file(), names.join(",")),
         ] {
-            fs::write(&path, format!("{text}\n"))
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            write(&path, &format!("{text}\n"))?;
         }
         Ok(())
     }
 
     /// The sources that the data plane was attached with; the default ones
     /// when none is.
-    pub fn sources(&self) -> BTreeSet<Source> {
-        fs::read_to_string(self.sources_file())
-            .ok()
-            .and_then(|text| {
-                text.trim()
-                    .split(',')
-                    .map(|name| name.parse().ok())
-                    .collect()
+    ///
+    /// # Errors
+    /// When the record cannot be read or is damaged.
+    pub fn sources(&self) -> Result<BTreeSet<Source>> {
+        let path = self.sources_file();
+        let Some(text) = read(&path)? else {
+            return Ok(Source::DEFAULT.into());
+        };
+        let names = text.trim().split(',').filter(|name| !name.is_empty());
+        names
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map_err(|_| {
+                anyhow::anyhow!(
+                    "{} is damaged: it names no sources; `netspawn-xdp attach` writes it anew",
+                    path.display()
+                )
             })
-            .unwrap_or_else(|| Source::DEFAULT.into())
     }
 
     /// Removes what is not a declaration, and RUNDIR when nothing else is in it.
@@ -254,22 +289,10 @@ impl RunDir {
         let path = self.lock_file();
         let start = Instant::now();
         loop {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
-                .with_context(|| format!("cannot open {} (this needs root)", path.display()))?;
-            match file.try_lock() {
-                // A detach may have removed the file that was just locked.
-                Ok(()) if is_at(&file, &path) => return Ok(Turn::Mine(Lock { _file: file })),
-                Ok(()) => continue,
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-                }
+            if let Some(lock) = self.try_lock()? {
+                return Ok(Turn::Mine(lock));
             }
-            if let Ok(client) = self.connect() {
+            if let Some(client) = self.reach()? {
                 return Ok(Turn::Agent(client));
             }
             if start.elapsed() > PATIENCE {
@@ -281,6 +304,44 @@ impl RunDir {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Takes the right to write; `None` when another process has it.
+    ///
+    /// # Errors
+    /// When RUNDIR cannot be used.
+    pub fn try_lock(&self) -> Result<Option<Lock>> {
+        let path = self.lock_file();
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {} (this needs root)", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+        let lock = Lock { file, path };
+        // A detach may have removed the file that was just locked.
+        if lock.is_there()? {
+            return Ok(Some(lock));
+        }
+        self.try_lock()
+    }
+
+    /// Takes the right to write once more, which this process had until RUNDIR was removed.
+    ///
+    /// # Errors
+    /// When RUNDIR cannot be made, or another process has taken the right meanwhile.
+    pub fn lock_again(&self) -> Result<Lock> {
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        self.try_lock()?
+            .with_context(|| format!("{} is held by another process", self.lock_file().display()))
     }
 
     /// Waits until nobody has the right to write: the agent has ended. Takes it from
@@ -309,19 +370,55 @@ impl RunDir {
         Ok(Client { stream })
     }
 
-    /// The agent, when one runs and answers.
-    pub fn agent(&self) -> Option<Agent> {
-        self.connect().ok()?.ask(&Request::Status).ok()?.agent
+    /// Connects to the agent; `None` when none runs.
+    ///
+    /// # Errors
+    /// When that cannot be told, as to a user who may not ask.
+    pub fn reach(&self) -> Result<Option<Client>> {
+        gone::listener(self.connect())
+            .with_context(|| format!("cannot ask the agent at {}", self.socket().display()))
+    }
+
+    /// The agent, when one runs.
+    ///
+    /// # Errors
+    /// When that cannot be told, or it does not answer.
+    pub fn agent(&self) -> Result<Option<Agent>> {
+        let Some(client) = self.reach()? else {
+            return Ok(None);
+        };
+        match client.ask(&Request::Status) {
+            Ok(response) => Ok(response.agent),
+            // It may have ended meanwhile.
+            Err(error) => match self.reach()? {
+                None => Ok(None),
+                Some(_) => Err(error),
+            },
+        }
     }
 }
 
+/// What a file of RUNDIR says; `None` when there is none.
+fn read(path: &Path) -> Result<Option<String>> {
+    gone::path(fs::read_to_string(path)).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Writes a file of RUNDIR in one step: it says what it said before, or all of the new.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let draft = path.with_extension("draft");
+    fs::write(&draft, text)
+        .and_then(|()| fs::rename(&draft, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Whether it is that file that is at a path.
-pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
-    }
+    let (open, there) = (file.metadata()?, gone::path(fs::metadata(path))?);
+    Ok(there.is_some_and(|there| (open.dev(), open.ino()) == (there.dev(), there.ino())))
 }
 
 /// A connection to the agent.

@@ -15,7 +15,10 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use crate::problem::{Fault, Problem, did_you_mean};
+use crate::{
+    gone,
+    problem::{Fault, Problem, did_you_mean},
+};
 
 /// Largest file that is read, in bytes: 30,000 addresses and more.
 const MAX_SIZE: u64 = 1 << 20;
@@ -51,7 +54,10 @@ pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, Problem> {
         .open(path)
     {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                && matches!(gone::is_there(path), Ok(false)) =>
+        {
             return Ok(None);
         }
         Err(error) => return Err(unreadable(error)),
@@ -136,6 +142,10 @@ impl<'t> Document<'t> {
     }
 
     /// Passes a result on, and reports its fault.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     pub fn check<T>(
         &mut self,
         field: &str,
@@ -180,6 +190,10 @@ impl<'t> Document<'t> {
     }
 
     /// A whole number, through `check`.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     pub fn integer<T>(
         &mut self,
         field: &str,

@@ -81,6 +81,10 @@ pub fn interface_name(text: &str) -> Result<String, Fault> {
 }
 
 /// How long an attach waits for `confirm`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn waiting_time(text: &str) -> Result<Duration, Fault> {
     let time: SignedDuration = text.parse().map_err(|_| {
         Fault::new(
@@ -147,6 +151,10 @@ pub fn shortest(prefix: &IpNet) -> String {
 }
 
 /// An address, or a prefix without host bits, that a machine can own.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn prefix(text: &str) -> Result<IpNet, Fault> {
     const EXAMPLE: &str =
         "write an address such as 203.0.113.2 or a prefix such as 2001:db8:1::/64";
@@ -208,6 +216,10 @@ pub fn prefix(text: &str) -> Result<IpNet, Fault> {
 }
 
 /// The link-layer address of one station.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn mac(text: &str) -> Result<Mac, Fault> {
     const EXAMPLE: &str = "write six bytes such as 02:00:00:00:00:05";
     let malformed = || Fault::new(format!("{text:?} is not a MAC address"), EXAMPLE);
@@ -239,6 +251,10 @@ pub fn mac(text: &str) -> Result<Mac, Fault> {
 }
 
 /// An 802.1Q VLAN id.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn vlan(number: i64) -> Result<u16, Fault> {
     u16::try_from(number)
         .ok()

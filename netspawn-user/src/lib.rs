@@ -1,4 +1,8 @@
 //! The loader of netspawn-xdp. See `docs/architecture.md` for how state flows.
+#![cfg_attr(
+    test,
+    allow(clippy::disallowed_methods, reason = "a test that is wrong fails")
+)]
 pub mod agent;
 pub mod check;
 pub mod cli;
@@ -11,6 +15,7 @@ pub mod driver;
 pub mod event;
 pub mod explain;
 pub mod fields;
+pub mod gone;
 pub mod guest;
 pub mod import;
 pub mod logging;

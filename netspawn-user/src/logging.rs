@@ -89,6 +89,10 @@ pub fn start_plugin() {
 }
 
 /// The journal, if stderr is connected to it and it can be reached.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "without journald lines go to stderr"
+)]
 fn journal() -> Option<tracing_journald::Layer> {
     let stream = std::env::var("JOURNAL_STREAM").ok()?;
     // Whoever redirects stderr of a service hands the variable down all the same.

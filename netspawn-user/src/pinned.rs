@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use crate::{
     agent,
     cli::Global,
-    commands::{Applied, DataPlane, View, declarations},
-    config::Config,
+    commands::{Applied, DataPlane, View, attach::settled, declarations},
+    config::{Config, Policy},
     control::{Request, RunDir, Turn},
     datapath::{
         object::Sizes,
@@ -32,8 +32,8 @@ impl DataPlane for Pinned<'_> {
         let run_dir = RunDir::new(&self.0.run_dir);
         run_dir.check_namespace()?;
         let host = Host::dump().context("cannot read the host's network")?;
-        let sources = run_dir.sources();
-        let agent = run_dir.agent();
+        let sources = run_dir.sources()?;
+        let agent = run_dir.agent()?;
         let registered = match &agent {
             Some(agent) => agent.registered.clone(),
             None if sources.contains(&Source::Machined) => machined::now(&host),
@@ -58,10 +58,7 @@ impl DataPlane for Pinned<'_> {
             agent: agent.map(AgentReport::from),
             sources,
             registered,
-            // What is wrong in the file is told by those who act on it.
-            policy: Config::load(&self.0.config_dir)
-                .map(|config| config.policy)
-                .unwrap_or_default(),
+            policy: policy(self.0),
         };
         if let Some(mut plane) = Plane::open(&self.0.bpf_dir)? {
             let maps = plane.maps();
@@ -90,7 +87,7 @@ impl DataPlane for Pinned<'_> {
                 (snapshot, desired)
             }
             Turn::Mine(_lock) => {
-                let Some(mut plane) = Plane::open(&self.0.bpf_dir)? else {
+                let Some(mut plane) = Plane::open_to_write(&self.0.bpf_dir)? else {
                     return Ok(Applied::default());
                 };
                 let config = Config::load(&self.0.config_dir).map_err(Problems)?;
@@ -98,16 +95,20 @@ impl DataPlane for Pinned<'_> {
                 let snapshot = source::now(
                     &self.0.config_dir,
                     &self.0.run_dir,
-                    &run_dir.sources(),
+                    &run_dir.sources()?,
                     &host,
                     true,
                 );
-                let desired = plane.sync(&Wanted {
-                    snapshot: &snapshot,
-                    host: &host,
-                    policy: &config.policy,
-                    deadline: agent::deadline(),
-                })?;
+                let sync = |host: &Host, plane: &mut Plane| {
+                    plane.sync(&Wanted {
+                        snapshot: &snapshot,
+                        host,
+                        policy: &config.policy,
+                        deadline: agent::deadline(),
+                    })
+                };
+                let desired = sync(&host, &mut plane)?;
+                let (desired, host) = settled(&mut plane, desired, &host, sync)?;
                 let served = Served::of(plane.state(), Some(&host));
                 if let Err(error) = announce::once(plane.key(), plane.found().clone(), served) {
                     tracing::warn!("cannot announce addresses: {error}");
@@ -124,5 +125,19 @@ impl DataPlane for Pinned<'_> {
                 .chain(desired.problems)
                 .collect(),
         })
+    }
+}
+
+/// The policy of netspawn.toml. What is wrong in the file is told by those who act on it;
+/// here the default policy stands in.
+fn policy(global: &Global) -> Policy {
+    match Config::load(&global.config_dir) {
+        Ok(config) => config.policy,
+        Err(problems) => {
+            for problem in problems {
+                tracing::warn!("{problem}");
+            }
+            Policy::default()
+        }
     }
 }

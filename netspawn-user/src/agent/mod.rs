@@ -31,7 +31,7 @@ use self::{
 use crate::{
     cli::Global,
     config::{Config, Policy},
-    control::RunDir,
+    control::{Lock, RunDir},
     datapath::{
         events::{Events, Report},
         plane::{Plane, Wanted},
@@ -53,10 +53,14 @@ use crate::{
 const TICK: Duration = Duration::from_secs(30);
 /// How long a next hop is good for without being renewed.
 const TRUST: Duration = Duration::from_secs(90);
-/// How soon a sync that failed is tried again.
+/// How soon a sync that failed, or left something undone, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// `CLOCK_MONOTONIC` in nanoseconds, at which next hops resolved now expire.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged, and the rest goes on without"
+)]
 pub fn deadline() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     u64::try_from((now + TRUST).as_nanos()).unwrap_or(u64::MAX)
@@ -95,6 +99,9 @@ pub struct Agent {
     snapshot: Snapshot,
     policy: Policy,
     run_dir: RunDir,
+    lock: Lock,
+    /// RUNDIR was put back, and the socket is not in it yet.
+    moved: bool,
     config_dir: std::path::PathBuf,
     observer: Observer,
     netlink: Netlink,
@@ -103,6 +110,8 @@ pub struct Agent {
     known: Known,
     told: Told,
     deadline: u64,
+    /// How soon what a sync has left undone is tried again.
+    retry_after: Duration,
     announcements: Queue,
     sender: Sender,
     events: Option<Events>,
@@ -136,9 +145,14 @@ impl Agent {
     ///
     /// # Errors
     /// When the host's network cannot be followed.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged, and the rest goes on without"
+    )]
     pub async fn new(
         global: &Global,
         plane: Plane,
+        lock: Lock,
         mut observer: Observer,
         policy: Policy,
         enabled: &BTreeSet<Source>,
@@ -171,6 +185,8 @@ impl Agent {
             snapshot: Snapshot::default(),
             policy,
             run_dir: RunDir::new(&global.run_dir),
+            lock,
+            moved: false,
             config_dir: global.config_dir.clone(),
             observer,
             netlink: Netlink::open()?,
@@ -179,6 +195,7 @@ impl Agent {
             known: Known::default(),
             told: Told::default(),
             deadline: deadline(),
+            retry_after: RETRY,
             announcements,
             sender: Sender::open(key).context("cannot open a socket for announcements")?,
             events,
@@ -227,6 +244,9 @@ impl Agent {
         self.service.ready();
 
         loop {
+            if std::mem::take(&mut self.moved) {
+                socket = Socket::open(&self.run_dir.socket())?;
+            }
             let event = tokio::select! {
                 _ = terminate.recv() => Event::Stop("it was told to (SIGTERM)"),
                 _ = interrupt.recv() => Event::Stop("it was told to (SIGINT)"),
@@ -264,6 +284,7 @@ impl Agent {
                 Event::Files => self.reload(),
                 Event::Tick => {
                     self.deadline = deadline();
+                    self.sources.sweep();
                     self.reload();
                     self.observer.refresh();
                     let verified = self.plane.verify();
@@ -310,6 +331,10 @@ impl Agent {
     /// Reads declarations and policy. A policy file that is wrong leaves the
     /// policy as it was.
     fn reload(&mut self) {
+        let put_back = self.put_back_run_dir();
+        if let Err(error) = &put_back {
+            tracing::error!("{error:#}");
+        }
         self.snapshot = self.sources.read(self.observer.host());
         match Config::load(&self.config_dir) {
             Ok(config) => self.policy = config.policy,
@@ -317,11 +342,34 @@ impl Agent {
         }
     }
 
+    /// Makes RUNDIR again when somebody has removed it: without its lock and its socket
+    /// another process would take this one for ended.
+    fn put_back_run_dir(&mut self) -> Result<()> {
+        if self.end.is_some() || self.lock.is_there()? {
+            return Ok(());
+        }
+        let cannot = "the lock in RUNDIR was removed, and cannot be put back";
+        self.lock = self.run_dir.lock_again().context(cannot)?;
+        self.run_dir.claim(self.sources.enabled()).context(cannot)?;
+        self.sources.keep_engines();
+        self.moved = true;
+        tracing::warn!(
+            "the lock in {} was removed; it is put back, with the agent's socket",
+            self.run_dir.path().display()
+        );
+        Ok(())
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged, and the rest goes on without"
+    )]
     fn sync(&mut self) -> Result<Desired> {
         if let Some(machined) = &mut self.machined {
             self.snapshot.registered = machined.registered(self.observer.host());
         }
-        self.snapshot.placed = self.sources.placed(self.observer.host());
+        self.sources.place(&mut self.snapshot, self.observer.host());
+        self.plane.forget(&self.observer.take_gone());
         let started = std::time::Instant::now();
         let result = self.plane.sync(&Wanted {
             snapshot: &self.snapshot,
@@ -361,7 +409,15 @@ impl Agent {
         self.observer.rest(started.elapsed());
         self.told.ended(Attempt::Sync, &synced);
         match synced {
-            Ok(_) => None,
+            Ok(_) if !self.plane.unfinished() => {
+                self.retry_after = RETRY;
+                None
+            }
+            Ok(_) => {
+                let after = self.retry_after;
+                self.retry_after = (after * 2).min(TICK);
+                Some(Instant::now() + after)
+            }
             Err(error) => {
                 tracing::error!("{error:#}; trying again");
                 Some(Instant::now() + RETRY)
@@ -398,6 +454,10 @@ impl Agent {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged, and the rest goes on without"
+)]
 fn serve_docker(global: &Global) -> Option<driver::docker::Served> {
     driver::docker::Served::start(&global.run_dir, &global.bpf_dir)
         .inspect_err(|error| tracing::error!("Docker's network driver is not served: {error:#}"))

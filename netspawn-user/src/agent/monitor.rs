@@ -151,6 +151,10 @@ impl Agent {
 }
 
 /// The time of a report.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub(super) fn when(report: &Report) -> Timestamp {
     let now = Timestamp::now();
     let Ok(clock) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {

@@ -14,6 +14,7 @@ use crate::{
 
 impl Agent {
     /// Carries out a request.
+    #[expect(clippy::disallowed_methods, reason = "the error is the answer")]
     pub(super) fn answer(&mut self, request: Request) -> Answer {
         self.carry_out(request)
             .unwrap_or_else(|error| Answer::refusal(format!("{error:#}")))
@@ -55,7 +56,7 @@ impl Agent {
                     },
                 )?;
                 self.tell_uplinks();
-                if self.plane.uplink_names().is_empty() {
+                if self.plane.uplink_names()?.is_empty() {
                     // Their socket may be in there.
                     self.metrics = None;
                     self.engines = None;

@@ -110,6 +110,7 @@ impl Socket {
     }
 
     /// Lets everybody hear what has been said to them, within reason.
+    #[expect(clippy::disallowed_methods, reason = "who has left needs no answer")]
     pub(super) async fn close(mut self) {
         // Who is about to ask will find that nobody answers.
         self.requests.close();
@@ -119,6 +120,7 @@ impl Socket {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "who has left needs no answer")]
 async fn converse(stream: UnixStream, agent: mpsc::Sender<Asked>) {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);

@@ -165,7 +165,21 @@ impl Agent {
             }
             machines.insert(machine.name.clone(), now);
         }
-        for name in std::mem::replace(&mut self.known.machines, machines).into_keys() {
+        let gone = std::mem::replace(&mut self.known.machines, machines);
+        let up = |machines: &BTreeMap<String, (MachineState, Vec<Conflict>)>| {
+            let states = machines.values().map(|(state, _)| *state);
+            states.filter(|state| *state == MachineState::Up).count()
+        };
+        let (withdrawn, left) = (up(&gone), up(&self.known.machines));
+        if is_alarming(withdrawn, left) {
+            tracing::warn!(
+                "{withdrawn} of {} machines that were served are withdrawn at once, because \
+                 nothing declares them any more; if that is not meant, see whether the files \
+                 are still there",
+                withdrawn + left
+            );
+        }
+        for name in gone.into_keys() {
             tracing::info!(machine = name, state = "gone", "{name} is gone");
             self.monitors.tell(|| Event {
                 machine: Some(name),
@@ -176,6 +190,7 @@ impl Agent {
     }
 
     /// Tells which uplinks came and went.
+    #[expect(clippy::disallowed_methods, reason = "an event goes without the mode")]
     pub(super) fn tell_uplinks(&mut self) {
         let host = self.observer.host();
         let name = |ifindex: &u32| host.links.get(ifindex).map(|link| link.name.clone());
@@ -253,6 +268,12 @@ impl Agent {
     }
 }
 
+/// Whether so many are withdrawn at once that it may be an accident: more than half, of ten
+/// at least.
+fn is_alarming(withdrawn: usize, left: usize) -> bool {
+    withdrawn + left >= 10 && withdrawn > left
+}
+
 fn machine(state: &State, id: Owner) -> Option<String> {
     let entry = state.endpoints.get(&id)?;
     Some(plan::text(&entry.name))
@@ -273,4 +294,15 @@ fn complain(event: &Event, unsaid: u32) {
         event.machine.as_deref().unwrap_or("?"),
         event.words()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_alarming;
+
+    #[test]
+    fn more_than_half_of_ten_is_alarming() {
+        assert!(is_alarming(6, 4) && is_alarming(10, 0));
+        assert!(!is_alarming(5, 5) && !is_alarming(9, 0) && !is_alarming(1, 1000));
+    }
 }

@@ -74,6 +74,10 @@ fn forwarding(facts: &Facts) -> Option<Finding> {
     })
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn rp_filter(facts: &Facts) -> Vec<Finding> {
     let value = |name: &str| -> u8 {
         let key = format!("ipv4/conf/{name}/rp_filter");

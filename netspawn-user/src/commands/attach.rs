@@ -2,7 +2,11 @@
 
 mod standby;
 
-use std::{fs, future};
+use std::{
+    borrow::Cow,
+    fs, future, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -80,7 +84,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         .context("cannot read the host's network")?;
     let host = observer.host();
     let mut uplinks = Vec::new();
-    let recorded = Pins::new(&global.bpf_dir).uplinks();
+    let recorded = Pins::new(&global.bpf_dir).uplinks()?;
     for name in &settings.uplinks {
         match uplink_check(host, name) {
             Ok(link) => uplinks.push((link, settings.mode)),
@@ -130,9 +134,9 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
     };
     tell_unseen();
     tell_bypassed();
-    let fresh = !Pins::new(&global.bpf_dir).exist();
+    let fresh = !Pins::new(&global.bpf_dir).exist()?;
     let attached = attach(global, args, &config, &settings, host, &uplinks);
-    let (mut plane, desired, problems) = match attached {
+    let (mut plane, desired, mut problems) = match attached {
         Ok(attached) => attached,
         Err(error) => {
             // Its socket may be in RUNDIR.
@@ -145,9 +149,25 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         }
     };
     if settings.once {
-        let line = agent::ready_line(&mut plane, &desired, host)?;
+        let (desired, host) = settled(&mut plane, desired, host, |host, plane| {
+            let snapshot = source::now(
+                &global.config_dir,
+                &global.run_dir,
+                &settings.sources,
+                host,
+                true,
+            );
+            plane.sync(&Wanted {
+                snapshot: &snapshot,
+                host,
+                policy: &config.policy,
+                deadline: agent::deadline(),
+            })
+        })?;
+        problems.extend(desired.problems.iter().map(ToString::to_string));
+        let line = agent::ready_line(&mut plane, &desired, &host)?;
         output::print(&format!("{line}\n"))?;
-        let served = Served::of(plane.state(), Some(host));
+        let served = Served::of(plane.state(), Some(&host));
         announce::once(plane.key(), plane.found().clone(), served)
             .context("cannot announce addresses")?;
         return Ok(Attempt::Ended(Outcome::of(problems)));
@@ -156,6 +176,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         let agent = Agent::new(
             global,
             plane,
+            lock,
             observer,
             config.policy,
             &settings.sources,
@@ -166,11 +187,40 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
             .run(|line| output::print(&format!("{line}\n")), hangup.came())
             .await
     })?;
-    drop(lock);
     if let Some(words) = revert.and_then(Started::reverted) {
         bail!(words);
     }
     Ok(Attempt::Ended(Outcome::Done))
+}
+
+/// How long a link may take to come up that was set up at one end.
+const CARRIER: Duration = Duration::from_secs(2);
+
+/// Waits for the carrier of ports that were set up, which a machine needs to be served, and
+/// syncs again: nobody follows afterwards. Links whose other end is down stay without.
+///
+/// # Errors
+/// When the host's network cannot be read, and those of `sync`.
+pub fn settled<'a>(
+    plane: &mut Plane,
+    desired: registry::Desired,
+    host: &'a Host,
+    sync: impl FnOnce(&Host, &mut Plane) -> Result<registry::Desired>,
+) -> Result<(registry::Desired, Cow<'a, Host>)> {
+    let raised = plane.take_newly_raised();
+    if raised.is_empty() {
+        return Ok((desired, Cow::Borrowed(host)));
+    }
+    let start = Instant::now();
+    let host = loop {
+        let host = Host::dump().context("cannot read the host's network")?;
+        let mut links = raised.iter().filter_map(|ifindex| host.links.get(ifindex));
+        if links.all(|link| link.carrier) || start.elapsed() > CARRIER {
+            break host;
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    Ok((sync(&host, plane)?, Cow::Owned(host)))
 }
 
 /// The terminal's end.
@@ -179,6 +229,10 @@ struct Hangup(Option<Signal>);
 impl Hangup {
     /// From now on it ends the process no more, unless nobody would have been told, as
     /// under nohup(1).
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged; rules are only told of"
+    )]
     fn heed() -> Result<Self> {
         let status = fs::read_to_string("/proc/self/status").context("cannot read /proc")?;
         let ignored = status
@@ -208,7 +262,7 @@ fn attach(
     host: &Host,
     uplinks: &[(&Link, Mode)],
 ) -> Result<(Plane, registry::Desired, Vec<String>)> {
-    let sizes = sizes(global, args, config, settings);
+    let sizes = sizes(global, args, config, settings)?;
     let snapshot = source::now(
         &global.config_dir,
         &global.run_dir,
@@ -227,12 +281,8 @@ fn attach(
         },
     )?;
     RunDir::new(&global.run_dir).claim(&settings.sources)?;
-    let problems: Vec<_> = snapshot.problems.iter().chain(&desired.problems).collect();
-    if settings.once {
-        let lines = problems.iter().map(ToString::to_string).collect();
-        return Ok((plane, desired, lines));
-    }
-    Ok((plane, desired, Vec::new()))
+    let faults = snapshot.problems.iter().map(ToString::to_string).collect();
+    Ok((plane, desired, faults))
 }
 
 /// What is said when a running agent does not serve metrics where it was asked to.
@@ -265,9 +315,17 @@ fn tell_unseen() {
 
 /// Says which rules of the host will not see machines' traffic: whoever wrote
 /// them may count on it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged; rules are only told of"
+)]
 fn tell_bypassed() {
-    // Without nf_tables there are no rules to tell of.
-    for chain in firewall::bypassed().unwrap_or_default() {
+    let chains = firewall::bypassed().unwrap_or_else(|error| {
+        // Without nf_tables there are no rules to tell of.
+        tracing::debug!("cannot list the host's rules: {error}");
+        Vec::new()
+    });
+    for chain in chains {
         tracing::warn!(
             "traffic of machines does not pass nftables chain {} {} {} (hook {}, {} rules{})",
             chain.family,
@@ -284,15 +342,24 @@ fn tell_bypassed() {
 }
 
 /// Those asked for; else those of the maps that are there; else the defaults.
-fn sizes(global: &Global, args: &AttachArgs, config: &Config, settings: &AttachSettings) -> Sizes {
+fn sizes(
+    global: &Global,
+    args: &AttachArgs,
+    config: &Config,
+    settings: &AttachSettings,
+) -> Result<Sizes> {
     let mut sizes = Sizes {
         machines: settings.max_machines,
         addresses: settings.max_addresses,
     };
     let pins = Pins::new(&global.bpf_dir);
-    let others = pins.others().unwrap_or_default();
-    let mut replaced = others.iter().map(|other| Sizes::of_other(&other.maps()));
-    if let Some(pinned) = Sizes::pinned(&pins.maps()).or_else(|| replaced.find_map(|sizes| sizes)) {
+    let mut pinned = Sizes::pinned(&pins.maps())?;
+    if pinned.is_none() {
+        for other in pins.others()? {
+            pinned = pinned.or(Sizes::of_other(&other.maps())?);
+        }
+    }
+    if let Some(pinned) = pinned {
         if args.max_machines.or(config.attach.max_machines).is_none() {
             sizes.machines = pinned.machines;
         }
@@ -300,7 +367,7 @@ fn sizes(global: &Global, args: &AttachArgs, config: &Config, settings: &AttachS
             sizes.addresses = pinned.addresses;
         }
     }
-    sizes
+    Ok(sizes)
 }
 
 /// Prints what would be done.
@@ -319,7 +386,7 @@ fn dry_run(
         false,
     );
     let pins = Pins::new(&global.bpf_dir);
-    let replaces = !pins.exist() && !pins.others()?.is_empty();
+    let replaces = !pins.exist()? && !pins.others()?.is_empty();
     let mut plane = match replaces {
         true => None,
         false => Plane::open(&global.bpf_dir)?,

@@ -5,15 +5,16 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     agent,
     cli::{DetachArgs, Global},
-    config::Config,
+    config::{Config, Policy},
     control::{Request, RunDir, Turn},
     datapath::{
         pins::Pins,
         plane::{Plane, Wanted},
     },
     model::Host,
-    outcome::Outcome,
-    revert, source,
+    outcome::{Outcome, Problems},
+    revert,
+    source::{self, Source},
 };
 
 /// Takes uplinks off, all when none is named, and with the last one everything.
@@ -21,13 +22,17 @@ use crate::{
 /// # Errors
 /// When an uplink is named that is not attached. What cannot be taken away is
 /// said, and the rest is.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged; it does not stop what is taken away"
+)]
 pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     let run_dir = RunDir::new(&global.run_dir);
     run_dir.check_namespace()?;
     let pins = Pins::new(&global.bpf_dir);
     pins.check_namespace()?;
     let others = pins.others()?;
-    if !pins.exist() && others.is_empty() && run_dir.connect().is_err() {
+    if !pins.exist()? && others.is_empty() && run_dir.reach()?.is_none() {
         if let Some(name) = args.uplinks.first() {
             bail!("{name} is not attached; nothing is");
         }
@@ -53,14 +58,21 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
              detach` without names removes all of it, `netspawn-xdp attach {name}` replaces it"
         );
     }
-    let failed = match Plane::open(&global.bpf_dir) {
+    let failed = match Plane::open_to_write(&global.bpf_dir) {
         Ok(Some(mut plane)) => {
             let host = Host::dump().context("cannot read the host's network")?;
-            let enabled = run_dir.sources();
+            // They decide what is left on other uplinks, not what is taken away.
+            let enabled = run_dir.sources().unwrap_or_else(|error| {
+                tracing::warn!("{error:#}");
+                Source::DEFAULT.into()
+            });
             let snapshot = source::now(&global.config_dir, &global.run_dir, &enabled, &host, false);
-            let policy = Config::load(&global.config_dir)
-                .map(|config| config.policy)
-                .unwrap_or_default();
+            let policy = match Config::load(&global.config_dir) {
+                Ok(config) => config.policy,
+                // No machine is left that it could be about.
+                Err(_) if args.uplinks.is_empty() => Policy::default(),
+                Err(problems) => bail!(Problems(problems)),
+            };
             plane.detach(
                 &args.uplinks,
                 &Wanted {
@@ -78,7 +90,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
             Vec::new()
         }
     };
-    if !pins.exist() {
+    if !pins.exist()? {
         run_dir.clear();
     }
     revert::settle(global);

@@ -122,7 +122,8 @@ impl Explainer {
         RunDir::new(&global.run_dir).check_namespace()?;
         let plane = Plane::open(&global.bpf_dir)?;
         let pins = Pins::new(&global.bpf_dir);
-        let (mut plane, sizes) = plane.zip(Sizes::pinned(&pins.maps())).context(UNATTACHED)?;
+        let sizes = Sizes::pinned(&pins.maps())?;
+        let (mut plane, sizes) = plane.zip(sizes).context(UNATTACHED)?;
         let world = read(&mut plane)?;
         if world.uplinks.is_empty() {
             bail!(UNATTACHED);

@@ -123,9 +123,19 @@ fn end(declaration: &Declaration, port: Option<&Link>) -> End {
 }
 
 /// What the other end of a veth is called in the machine now.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged, and the usual name stands in"
+)]
 fn other_end(port: &Link) -> Option<String> {
     let peer = port.peer?;
-    read::peer_name(&mut Netlink::open().ok()?, peer.ifindex, peer.netnsid?)
+    let netnsid = peer.netnsid?;
+    let name = Netlink::open()
+        .and_then(|mut netlink| read::peer_name(&mut netlink, peer.ifindex, netnsid));
+    name.unwrap_or_else(|error| {
+        tracing::warn!("cannot ask for the other end of {}: {error}", port.name);
+        None
+    })
 }
 
 /// Whether a name, which the machine chooses, means nothing but itself in a

@@ -40,6 +40,10 @@ struct Row {
 ///
 /// # Errors
 /// When the host's network cannot be read, or a file cannot be written.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a setting that the kernel does not have"
+)]
 pub fn run(global: &Global, args: &ImportArgs) -> Result<Outcome> {
     let (host, unfollowed, survey) = look().context("cannot read the host's network")?;
     let snapshot = Sources::new(

@@ -53,7 +53,7 @@ pub fn run(global: &Global, args: &MonitorArgs) -> Result<Outcome> {
     let Some(end) = result? else {
         return Ok(Outcome::Done);
     };
-    let uplinks = Pins::new(&global.bpf_dir).uplinks();
+    let uplinks = Pins::new(&global.bpf_dir).uplinks()?;
     let name = uplinks.first().map_or("UPLINK", |uplink| &uplink.name);
     let why = end
         .unwrap_or_else(|| "without a word, as if it was killed; its log may say more".to_owned());
@@ -71,23 +71,17 @@ pub fn run(global: &Global, args: &MonitorArgs) -> Result<Outcome> {
 fn connect(global: &Global) -> Result<Client> {
     let run_dir = RunDir::new(&global.run_dir);
     run_dir.check_namespace()?;
-    run_dir.connect().map_err(|error| {
-        let socket = run_dir.socket();
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                let uplinks = Pins::new(&global.bpf_dir).uplinks();
-                let name = uplinks.first().map_or("UPLINK", |uplink| &uplink.name);
-                anyhow::anyhow!(
-                    "no agent runs, and it alone knows what happens; start one: \
-                     `netspawn-xdp attach {name}`"
-                )
-            }
-            _ => anyhow::Error::from(error).context(format!(
-                "cannot connect to {} (this needs root)",
-                socket.display()
-            )),
+    match run_dir.reach().context("this needs root")? {
+        Some(client) => Ok(client),
+        None => {
+            let uplinks = Pins::new(&global.bpf_dir).uplinks()?;
+            let name = uplinks.first().map_or("UPLINK", |uplink| &uplink.name);
+            bail!(
+                "no agent runs, and it alone knows what happens; start one: \
+                 `netspawn-xdp attach {name}`"
+            )
         }
-    })
+    }
 }
 
 /// Prints lines until the agent ends; why, if it says so.

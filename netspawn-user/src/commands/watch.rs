@@ -271,6 +271,10 @@ impl AsRawFd for Stdout {
 }
 
 impl Stop {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a terminal that is gone needs nothing"
+    )]
     fn new() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -313,6 +317,10 @@ impl Stop {
 }
 
 /// Returns when nobody reads a pipe any more.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a terminal that is gone needs nothing"
+)]
 async fn unread(pipe: Option<&AsyncFd<Stdout>>) {
     match pipe {
         Some(pipe) if pipe.ready(Interest::ERROR).await.is_ok() => {}

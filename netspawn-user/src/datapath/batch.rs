@@ -88,6 +88,10 @@ const PLACE: usize = 64;
 ///
 /// # Errors
 /// The kernel's; `EINVAL` or 524 when it has no batches for the map.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn read(
     map: BorrowedFd<'_>,
     key_size: usize,

@@ -22,7 +22,7 @@ use netspawn_ebpf::{
 use super::{pins::Pins, uplinks::exists};
 use crate::{
     model::DisplayMac,
-    net::{multicast, netlink::Netlink},
+    net::{interface, multicast, netlink::Netlink},
     plan::{self, State},
 };
 
@@ -83,7 +83,7 @@ pub fn sync(
         Groups::All => (true, &none),
         Groups::Some(groups) => (false, groups),
     };
-    let records = pins.records(name);
+    let records = pins.records(name)?;
     let recorded = |start| -> BTreeSet<Mac> {
         let groups = records.iter().filter_map(|name| group_of(name, start));
         groups.collect()
@@ -94,16 +94,38 @@ pub fn sync(
         pins.record_uplink(name, ALL_MULTICAST, "on")?;
         multicast::set_allmulti(netlink, ifindex, true)?;
     }
-    for group in groups.difference(&ours) {
-        if multicast::join(ifindex, *group)? {
-            pins.record_uplink(name, &record_of(*group, GROUP), "joined")?;
+    // Recorded before it is done: who is killed in between leaves a record too many, which
+    // harms nobody. What others have joined is left alone.
+    let new: Vec<Mac> = groups.difference(&ours).copied().collect();
+    if !new.is_empty() {
+        let others = multicast::joined(ifindex)?;
+        for group in new.into_iter().filter(|group| !others.contains(group)) {
+            let record = record_of(group, GROUP);
+            pins.record_uplink(name, &record, "joined")?;
+            if let Err(error) = multicast::add(ifindex, group) {
+                pins.forget(name, &record)?;
+                return Err(error.into());
+            }
         }
     }
     let reported = recorded(REPORTED);
-    if !reported.is_empty() || multicast::queried(name) {
-        for group in groups.difference(&reported) {
-            if multicast::join_reported(netlink, ifindex, address_of(*group))? {
-                pins.record_uplink(name, &record_of(*group, REPORTED), "joined")?;
+    if !reported.is_empty() || multicast::queried(name)? {
+        let new: Vec<Mac> = groups.difference(&reported).copied().collect();
+        let others = match new.is_empty() {
+            true => Vec::new(),
+            false => interface::addresses(netlink, ifindex)?,
+        };
+        for group in new {
+            let address = address_of(group);
+            if others.iter().any(|other| other.addr() == address) {
+                continue;
+            }
+            let record = record_of(group, REPORTED);
+            pins.record_uplink(name, &record, "joined")?;
+            let joined = multicast::join_reported(netlink, ifindex, address);
+            if !matches!(joined, Ok(true)) {
+                pins.forget(name, &record)?;
+                joined?;
             }
         }
     }
@@ -127,9 +149,17 @@ pub fn sync(
 /// # Errors
 /// When the kernel refuses.
 pub fn mend(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Result<()> {
-    for record in pins.records(name) {
+    let records = pins.records(name)?;
+    // Read once: it has a line for each group of each interface of the host.
+    let joined = match records.iter().any(|name| name.starts_with(GROUP)) {
+        true => multicast::joined(ifindex)?,
+        false => BTreeSet::new(),
+    };
+    for record in records {
         if let Some(group) = group_of(&record, GROUP) {
-            multicast::join(ifindex, group)?;
+            if !joined.contains(&group) {
+                multicast::add(ifindex, group)?;
+            }
         } else if let Some(group) = group_of(&record, REPORTED) {
             multicast::join_reported(netlink, ifindex, address_of(group))?;
         } else if record == ALL_MULTICAST && !multicast::allmulti(netlink, ifindex)? {
@@ -143,7 +173,11 @@ pub fn mend(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Res
 /// each is a line. An interface that is gone took everything along.
 pub fn put_back(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Vec<String> {
     let mut failed = Vec::new();
-    for record in pins.records(name) {
+    let records = match pins.records(name) {
+        Ok(records) => records,
+        Err(error) => return vec![format!("{error:#}")],
+    };
+    for record in records {
         let result = if let Some(group) = group_of(&record, GROUP) {
             multicast::leave(ifindex, group).map(drop)
         } else if let Some(group) = group_of(&record, REPORTED) {
@@ -163,8 +197,10 @@ pub fn put_back(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) ->
         };
         failed.extend(result.err().map(|error| error.to_string()));
     }
-    if !exists(ifindex) {
-        failed.clear();
+    match exists(ifindex) {
+        Ok(true) => {}
+        Ok(false) => failed.clear(),
+        Err(error) => failed.push(format!("{error:#}")),
     }
     failed.extend(forget(pins, name).err().map(|error| format!("{error:#}")));
     failed
@@ -175,7 +211,7 @@ pub fn put_back(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) ->
 /// # Errors
 /// When the bpffs refuses.
 pub fn forget(pins: &Pins, name: &str) -> Result<()> {
-    for record in pins.records(name) {
+    for record in pins.records(name)? {
         let ours = [GROUP, REPORTED, ALL_MULTICAST];
         if ours.iter().any(|start| record.starts_with(start)) {
             pins.forget(name, &record)?;
@@ -188,6 +224,10 @@ fn record_of(group: Mac, start: &str) -> String {
     format!("{start}{}", DisplayMac(group).to_string().replace(':', ""))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn group_of(record: &str, start: &str) -> Option<Mac> {
     let digits = record.strip_prefix(start)?;
     let number = u64::from_str_radix(digits, 16).ok()?;

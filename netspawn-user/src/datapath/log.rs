@@ -40,6 +40,10 @@ impl log::Log for Frames {
         true
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn log(&self, record: &log::Record<'_>) {
         let text = record.args().to_string();
         let numbers: Vec<u32> = text

@@ -58,6 +58,10 @@ impl Shape {
 ///
 /// # Errors
 /// The kernel's.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn each(
     map: BorrowedFd<'_>,
     shape: Shape,

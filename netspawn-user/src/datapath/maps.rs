@@ -154,6 +154,10 @@ fn source6(id: u32, net: &Ipv6Net) -> Key<[u8; 20]> {
 }
 
 /// Endpoint id and prefix of such a key.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn source_of<const N: usize>(key: &Key<[u8; N]>) -> Option<(u32, IpNet)> {
     let data = key.data();
     let (id, address) = data.split_first_chunk::<4>()?;
@@ -165,11 +169,19 @@ fn source_of<const N: usize>(key: &Key<[u8; N]>) -> Option<(u32, IpNet)> {
     Some((u32::from_be_bytes(*id), IpNet::new(address, length).ok()?))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn net4(key: &Key<[u8; 4]>) -> Option<IpNet> {
     let length = u8::try_from(key.prefix_len()).ok()?;
     Some(Ipv4Net::new(key.data().into(), length).ok()?.into())
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn net6(key: &Key<[u8; 16]>) -> Option<IpNet> {
     let length = u8::try_from(key.prefix_len()).ok()?;
     Some(Ipv6Net::new(key.data().into(), length).ok()?.into())

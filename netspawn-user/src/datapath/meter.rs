@@ -9,7 +9,7 @@ use netspawn_ebpf::{
 };
 
 use super::{maps::Maps, pins::Pins};
-use crate::plan::State;
+use crate::{gone, plan::State};
 
 /// The maps of an attached data plane.
 pub struct Meter {
@@ -32,9 +32,12 @@ pub struct Reading {
     pub counts: BTreeMap<Reason, u64>,
 }
 
-fn inode(pins: &Pins) -> Option<u64> {
-    let pin = fs::symlink_metadata(pins.maps().join(map::TRAFFIC));
-    pin.ok().map(|pin| pin.ino())
+/// `None` when the map is not pinned.
+fn inode(pins: &Pins) -> Result<Option<u64>> {
+    let path = pins.maps().join(map::TRAFFIC);
+    let pin = gone::path(fs::symlink_metadata(&path))
+        .with_context(|| format!("cannot look for {}", path.display()))?;
+    Ok(pin.map(|pin| pin.ino()))
 }
 
 impl Meter {
@@ -45,7 +48,8 @@ impl Meter {
     pub fn open(bpf_dir: &Path) -> Result<Option<Meter>> {
         let pins = Pins::new(bpf_dir);
         pins.check_namespace()?;
-        let Some(inode) = inode(&pins).filter(|_| pins.exist()) else {
+        let (exist, inode) = (pins.exist()?, inode(&pins)?);
+        let Some(inode) = inode.filter(|_| exist) else {
             return Ok(None);
         };
         let maps = Maps::open(&pins.maps())?;
@@ -57,7 +61,7 @@ impl Meter {
     /// # Errors
     /// When a map cannot be read.
     pub fn read(&self) -> Result<Option<Reading>> {
-        if inode(&self.pins) != Some(self.inode) {
+        if inode(&self.pins)? != Some(self.inode) {
             return Ok(None);
         }
         let endpoints = self.maps.endpoints().context("cannot read the machines")?;
@@ -78,15 +82,18 @@ impl Meter {
     }
 
     /// The uplinks with programs on them: `eth0 (tc)`.
-    pub fn uplinks(&self) -> Vec<String> {
-        let uplinks = self.pins.uplinks().into_iter();
-        uplinks
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn uplinks(&self) -> Result<Vec<String>> {
+        let uplinks = self.pins.uplinks()?.into_iter();
+        Ok(uplinks
             .filter(|uplink| uplink.master.is_none())
             .map(|uplink| match uplink {
                 uplink if uplink.gone => format!("{} (gone)", uplink.name),
                 uplink if uplink.xdp => format!("{} (xdp)", uplink.name),
                 uplink => format!("{} (tc)", uplink.name),
             })
-            .collect()
+            .collect())
     }
 }

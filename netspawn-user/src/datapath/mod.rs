@@ -4,6 +4,7 @@ mod batch;
 pub mod events;
 mod groups;
 pub mod hidden;
+mod keep;
 mod kernel_fields;
 pub mod log;
 mod lookup;

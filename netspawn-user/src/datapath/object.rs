@@ -19,6 +19,8 @@ use netspawn_ebpf::{
 
 use super::{hidden, kernel_fields};
 
+use super::attach::bpf;
+
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETSPAWN_BPF_OBJECT"));
 
 /// The buffer of what programs say.
@@ -76,40 +78,64 @@ impl Sizes {
         ]
     }
 
-    /// The sizes that another version's maps in `directory` were made with, as far as they
-    /// can be read.
-    pub fn of_other(directory: &Path) -> Option<Sizes> {
-        let entries = |name: &str| {
-            let info = MapInfo::from_pin(directory.join(name)).ok()?;
-            Some(info.max_entries())
-        };
-        Some(Sizes {
-            machines: entries(map::ENDPOINTS)?,
-            addresses: entries(map::ADDRS4)?,
-        })
-    }
-
-    /// The sizes of the maps pinned in `folder`; `None` when not all of them are
-    /// there.
-    pub fn pinned(folder: &Path) -> Option<Sizes> {
-        let entries = |name: &str| {
-            let info = MapInfo::from_pin(folder.join(name)).ok()?;
-            Some(info.max_entries())
-        };
-        let sizes = Sizes {
-            machines: entries(map::ENDPOINTS)?,
-            addresses: entries(map::ADDRS4)?,
-        };
-        for (name, expected) in sizes.by_map() {
-            if entries(name)? != expected {
-                return None;
+    /// The sizes that the maps pinned in `folder` were made with; `None` when not all of
+    /// them are there.
+    ///
+    /// # Errors
+    /// When one cannot be opened: it may be in use, and is not to be taken for absent.
+    pub fn pinned(folder: &Path) -> Result<Option<Sizes>> {
+        let mut sizes = Sizes::default();
+        for name in map::ALL {
+            let Some(info) = info(&folder.join(name))? else {
+                return Ok(None);
+            };
+            match name {
+                map::ENDPOINTS => sizes.machines = info.max_entries(),
+                map::ADDRS4 => sizes.addresses = info.max_entries(),
+                _ => {}
             }
         }
-        map::ALL
-            .iter()
-            .all(|name| MapData::from_pin(folder.join(name)).is_ok())
-            .then_some(sizes)
+        Ok(Some(sizes))
     }
+
+    /// The sizes that another version's maps in `directory` were made with, if these two
+    /// are there.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn of_other(directory: &Path) -> Result<Option<Sizes>> {
+        let machines = info(&directory.join(map::ENDPOINTS))?;
+        let addresses = info(&directory.join(map::ADDRS4))?;
+        Ok(machines.zip(addresses).map(|(machines, addresses)| Sizes {
+            machines: machines.max_entries(),
+            addresses: addresses.max_entries(),
+        }))
+    }
+
+    /// Whether the maps pinned in `folder` have these sizes.
+    ///
+    /// # Errors
+    /// When one is not there or cannot be opened.
+    pub fn fit(self, folder: &Path) -> Result<bool> {
+        for (name, entries) in self.by_map() {
+            let path = folder.join(name);
+            let info = info(&path)?.with_context(|| format!("{} is gone", path.display()))?;
+            if info.max_entries() != entries {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What a pinned map is; `None` when there is nothing at the path.
+fn info(path: &Path) -> Result<Option<MapInfo>> {
+    let cannot = || format!("cannot open the pinned map {}", path.display());
+    let Some(fd) = bpf::open_pin(path).with_context(cannot)? else {
+        return Ok(None);
+    };
+    let data = MapData::from_fd(fd).with_context(cannot)?;
+    data.info().with_context(cannot).map(Some)
 }
 
 /// What programs have from when they are loaded, besides their maps.
@@ -139,6 +165,10 @@ impl Constants {
 
     /// With that key, for the kernel that runs. Where the kernel's memory cannot be read,
     /// a warning says what is missing.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged, and the programs have another way"
+    )]
     pub fn of_kernel(key: Key) -> Self {
         let fields = kernel_fields::find().unwrap_or_else(|error| {
             tracing::warn!(
@@ -181,6 +211,10 @@ pub fn random_key() -> io::Result<Key> {
 /// Without the capabilities (CAP_BPF, CAP_NET_ADMIN), on a file system that is
 /// not a bpffs, or when the kernel refuses a program: the verifier's last words
 /// are in the error.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the programs have another way, which `attach` tells of"
+)]
 pub fn load(pins: Option<&Path>, sizes: Sizes) -> Result<Ebpf> {
     let constants = Constants {
         // Without them the programs have another way, which `attach` tells of.

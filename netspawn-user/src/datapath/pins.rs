@@ -16,23 +16,29 @@
 //!                        follows               it is there in place of a port
 //!                        gone                  its interface was deleted
 //! ```
-//! A bpffs holds objects, folders and symbolic links; records are the latter.
+//! A bpffs holds objects, directories and symbolic links; records are the latter. Each is
+//! written in one step: made beside, with [`DRAFT`] at the end of its name, and renamed.
+//! So one that cannot be read as what it is was damaged by somebody, and is named.
 
 use std::{
-    ffi::OsString,
-    fs, io,
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use netspawn_ebpf::abi;
-use nix::sys::{
-    statfs::{FsType, statfs},
-    statvfs::FsFlags,
+use nix::{
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    sys::{
+        statfs::{FsType, statfs},
+        statvfs::FsFlags,
+    },
 };
 
-use crate::net::namespace;
+use crate::{gone, net::namespace};
 
 /// Record of the ifindex.
 pub const IFINDEX: &str = "ifindex";
@@ -44,6 +50,8 @@ pub const MASTER: &str = "master";
 pub const FOLLOWS: &str = "follows";
 /// Record of an uplink whose interface was deleted.
 pub const GONE: &str = "gone";
+/// End of the name of a record that is being written.
+const DRAFT: &str = "~";
 
 const BPF_FS_MAGIC: FsType = FsType(libc::BPF_FS_MAGIC as _);
 
@@ -78,6 +86,9 @@ impl Uplink {
     }
 }
 
+/// Name of an uplink that has a damaged record, and what is wrong.
+pub type DamagedUplink = (String, anyhow::Error);
+
 /// Where BPFDIR is or will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -94,14 +105,6 @@ fn file_system(path: &Path) -> Result<(FsType, bool)> {
     let found = statfs(path).with_context(|| format!("cannot examine {}", path.display()))?;
     let read_only = found.flags().contains(FsFlags::ST_RDONLY);
     Ok((found.filesystem_type(), read_only))
-}
-
-/// Removes something that may be gone already.
-pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 impl Pins {
@@ -148,28 +151,18 @@ impl Pins {
     /// # Errors
     /// When BPFDIR cannot be read.
     pub fn others(&self) -> Result<Vec<Pins>> {
-        let cannot = || format!("cannot list {}", self.base.display());
-        let entries = match fs::read_dir(&self.base) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.with_context(cannot)?,
-        };
         let mut others = Vec::new();
-        for entry in entries {
-            let entry = entry.with_context(cannot)?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix('v'));
-            let version = number.and_then(|number| number.parse::<u32>().ok());
-            if version.is_none_or(|version| version == abi::VERSION) {
+        for name in list(&self.base)? {
+            let number = name.strip_prefix('v').map(str::parse::<u32>);
+            let Some(Ok(version)) = number else {
                 continue;
-            }
+            };
             let other = Pins {
                 base: self.base.clone(),
-                root: entry.path(),
+                root: self.base.join(name),
             };
-            match other.root.join("netns").symlink_metadata() {
-                Ok(_) => others.push(other),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error).with_context(cannot),
+            if version != abi::VERSION && other.exist()? {
+                others.push(other);
             }
         }
         Ok(others)
@@ -187,9 +180,16 @@ impl Pins {
         self.uplinks_directory().join(name)
     }
 
-    /// Whether something is attached.
-    pub fn exist(&self) -> bool {
-        self.root.join("netns").symlink_metadata().is_ok()
+    fn namespace(&self) -> PathBuf {
+        self.root.join("netns")
+    }
+
+    /// Whether something is attached, or left of what was.
+    ///
+    /// # Errors
+    /// When the kernel does not tell, as to a user who may not look.
+    pub fn exist(&self) -> Result<bool> {
+        gone::is_there(&self.root).with_context(|| cannot_read(&self.root))
     }
 
     /// The file system that BPFDIR is on, or will be made on.
@@ -198,10 +198,13 @@ impl Pins {
     /// When it cannot be examined.
     pub fn place(&self) -> Result<Place> {
         let mut there = self.base.as_path();
-        while !there.exists() {
+        while gone::path(there.metadata())
+            .with_context(|| cannot_read(there))?
+            .is_none()
+        {
             there = match there.parent() {
                 Some(parent) => parent,
-                None => bail!("{}: there is no such folder", self.base.display()),
+                None => bail!("{}: there is no such directory", self.base.display()),
             };
         }
         let kind = file_system(there)?;
@@ -216,6 +219,29 @@ impl Pins {
         })
     }
 
+    /// Locks BPFDIR for writing, until the file is closed; `None` when it is not there. The
+    /// lock of RUNDIR is not enough: who removes RUNDIR while an agent runs has the next
+    /// process find neither lock nor agent.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn lock(&self) -> Result<Option<File>> {
+        let cannot = || format!("cannot lock {}", self.base.display());
+        let Some(directory) = gone::path(File::open(&self.base)).with_context(cannot)? else {
+            return Ok(None);
+        };
+        match directory.try_lock() {
+            Ok(()) => Ok(Some(directory)),
+            Err(TryLockError::WouldBlock) => bail!(
+                "{} is in use by a process whose lock in RUNDIR was removed; an agent puts it \
+                 back within half a minute: try again then (`fuser -v {}` names the process)",
+                self.base.display(),
+                self.base.display()
+            ),
+            Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
+        }
+    }
+
     /// Makes the folders, and records the network namespace.
     ///
     /// # Errors
@@ -225,7 +251,7 @@ impl Pins {
         if !place.is_bpffs {
             bail!(
                 "{} is not on a bpf filesystem; mount one with `mount -t bpf bpf {}`, or give \
-                 another folder with --bpf-dir",
+                 another directory with --bpf-dir",
                 self.base.display(),
                 place.mount_point.display(),
             );
@@ -243,8 +269,8 @@ impl Pins {
                 )
             })?;
         }
-        if !self.exist() {
-            self.record(&self.root.join("netns"), &namespace::cookie()?.to_string())?;
+        if text(&self.namespace())?.is_none() {
+            record(&self.namespace(), &namespace::cookie()?.to_string())?;
         }
         Ok(())
     }
@@ -254,23 +280,18 @@ impl Pins {
     /// # Errors
     /// When what is pinned was made in another network namespace.
     pub fn check_namespace(&self) -> Result<()> {
-        let Ok(recorded) = fs::read_link(self.root.join("netns")) else {
+        let Some(recorded) = text(&self.namespace())? else {
             return Ok(());
         };
         let here = namespace::cookie().context("cannot identify the network namespace")?;
-        if recorded.as_os_str() != here.to_string().as_str() {
+        if recorded != here.to_string() {
             bail!(
                 "{} belongs to another network namespace; run this command there, or give \
-                 another folder with --bpf-dir",
+                 another directory with --bpf-dir",
                 self.base.display()
             );
         }
         Ok(())
-    }
-
-    fn record(&self, path: &Path, text: &str) -> Result<()> {
-        gone(fs::remove_file(path)).with_context(|| format!("cannot remove {}", path.display()))?;
-        symlink(text, path).with_context(|| format!("cannot make {}", path.display()))
     }
 
     /// Records something of an uplink.
@@ -280,7 +301,7 @@ impl Pins {
     pub fn record_uplink(&self, name: &str, what: &str, text: &str) -> Result<()> {
         let folder = self.uplink(name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        self.record(&folder.join(what), text)
+        record(&folder.join(what), text)
     }
 
     /// Forgets something of an uplink.
@@ -288,49 +309,139 @@ impl Pins {
     /// # Errors
     /// When the bpffs refuses.
     pub fn forget(&self, name: &str, what: &str) -> Result<()> {
-        let path = self.uplink(name).join(what);
-        gone(fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))
+        remove(&self.uplink(name).join(what))
     }
 
     /// The records of an uplink by name.
-    pub fn records(&self, name: &str) -> Vec<String> {
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn records(&self, name: &str) -> Result<Vec<String>> {
         list(&self.uplink(name))
-            .into_iter()
-            .filter_map(|entry| entry.into_string().ok())
-            .collect()
     }
 
     /// The uplinks recorded, by name.
-    pub fn uplinks(&self) -> Vec<Uplink> {
-        let mut uplinks: Vec<Uplink> = list(&self.uplinks_directory())
-            .into_iter()
-            .filter_map(|name| name.into_string().ok())
-            .filter_map(|name| self.read_uplink(name.replace("%2e", ".").replace("%25", "%")))
-            .collect();
-        uplinks.sort_by(|a, b| a.name.cmp(&b.name));
-        uplinks
+    ///
+    /// # Errors
+    /// When they cannot be read, and when a record is damaged, which is named.
+    pub fn uplinks(&self) -> Result<Vec<Uplink>> {
+        let (uplinks, damaged) = self.readable_uplinks()?;
+        match damaged.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(uplinks),
+        }
     }
 
-    fn read_uplink(&self, name: String) -> Option<Uplink> {
-        let folder = self.uplink(&name);
-        let text = |what| {
-            fs::read_link(folder.join(what))
-                .ok()?
-                .into_os_string()
-                .into_string()
-                .ok()
+    /// The uplinks recorded, by name, and those of which a record is damaged, with what is
+    /// wrong: for who takes all of it away.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn readable_uplinks(&self) -> Result<(Vec<Uplink>, Vec<DamagedUplink>)> {
+        let (mut uplinks, mut damaged) = (Vec::new(), Vec::new());
+        for name in list(&self.uplinks_directory())? {
+            let name = name.replace("%2e", ".").replace("%25", "%");
+            match self.read_uplink(&name) {
+                Ok(uplink) => uplinks.extend(uplink),
+                Err(error) if error.is::<Damaged>() => damaged.push((name, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        uplinks.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok((uplinks, damaged))
+    }
+
+    /// `None` for one that is being recorded: nothing of it is attached yet.
+    fn read_uplink(&self, name: &str) -> Result<Option<Uplink>> {
+        let folder = self.uplink(name);
+        let read = |what| text(&folder.join(what));
+        let number = |what| -> Result<Option<u32>> {
+            let Some(text) = read(what)? else {
+                return Ok(None);
+            };
+            let damaged = || Damaged(folder.join(what), text.clone());
+            Ok(Some(text.parse().map_err(|_| damaged())?))
         };
-        Some(Uplink {
-            ifindex: text(IFINDEX)?.parse().ok()?,
-            xdp: match text(MODE) {
-                Some(mode) => mode == "xdp",
-                None => folder.join("xdp").exists(),
+        let Some(ifindex) = number(IFINDEX)? else {
+            return Ok(None);
+        };
+        let xdp = folder.join("xdp");
+        Ok(Some(Uplink {
+            name: name.to_owned(),
+            ifindex,
+            xdp: match read(MODE)?.as_deref() {
+                Some("xdp") => true,
+                Some("tc") => false,
+                Some(other) => bail!(Damaged(folder.join(MODE), other.to_owned())),
+                None => gone::is_there(&xdp).with_context(|| cannot_read(&xdp))?,
             },
-            master: text(MASTER).and_then(|ifindex| ifindex.parse().ok()),
-            follows: text(FOLLOWS).is_some(),
-            gone: text(GONE).is_some(),
-            name,
-        })
+            master: number(MASTER)?,
+            follows: read(FOLLOWS)?.is_some(),
+            gone: read(GONE)?.is_some(),
+        }))
+    }
+
+    /// All records by path: of the namespace, uplinks and ports that were set up.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(super) fn all_records(&self) -> Result<BTreeMap<PathBuf, String>> {
+        let mut places = vec![self.raised()];
+        let uplinks = self.uplinks_directory();
+        places.extend(list(&uplinks)?.into_iter().map(|name| uplinks.join(name)));
+        let mut records = BTreeMap::new();
+        for place in places {
+            for name in list(&place)? {
+                let path = place.join(name);
+                let kind =
+                    gone::path(path.symlink_metadata()).with_context(|| cannot_read(&path))?;
+                if kind.is_some_and(|kind| kind.is_symlink())
+                    && let Some(text) = text(&path)?
+                {
+                    records.insert(path, text);
+                }
+            }
+        }
+        let namespace = self.namespace();
+        if let Some(text) = text(&namespace)? {
+            records.insert(namespace, text);
+        }
+        Ok(records)
+    }
+
+    /// Records that a port was set up.
+    ///
+    /// # Errors
+    /// When the bpffs refuses.
+    pub fn record_raised(&self, ifindex: u32, name: &str) -> Result<()> {
+        let folder = self.raised();
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        record(&folder.join(ifindex.to_string()), name)
+    }
+
+    /// Forgets that a port was set up.
+    ///
+    /// # Errors
+    /// When the bpffs refuses.
+    pub fn forget_raised(&self, ifindex: u32) -> Result<()> {
+        remove(&self.raised().join(ifindex.to_string()))
+    }
+
+    /// ifindexes and names of ports that were set up.
+    ///
+    /// # Errors
+    /// When they cannot be read. What has no number for a name is nobody's record.
+    pub fn raised_ports(&self) -> Result<Vec<(u32, String)>> {
+        let folder = self.raised();
+        let mut ports = Vec::new();
+        for entry in list(&folder)? {
+            if let Ok(ifindex) = entry.parse()
+                && let Some(name) = text(&folder.join(entry))?
+            {
+                ports.push((ifindex, name));
+            }
+        }
+        Ok(ports)
     }
 
     /// Moves all that is recorded of an uplink to another name, which is free.
@@ -350,14 +461,21 @@ impl Pins {
         remove_tree(&self.uplink(name))
     }
 
-    /// Puts the maps of `next_maps` in the place of the others.
+    /// Puts the maps of `next_maps` in the place of the others, in one step.
     ///
     /// # Errors
-    /// When the bpffs refuses; the others are then still in place, or gone.
+    /// When the bpffs refuses; the others are then still in place.
     pub fn swap_maps(&self) -> Result<()> {
-        remove_tree(&self.maps())?;
-        fs::rename(self.next_maps(), self.maps())
-            .with_context(|| format!("cannot rename {} to maps", self.next_maps().display()))
+        let (next, maps) = (self.next_maps(), self.maps());
+        renameat2(
+            AT_FDCWD,
+            &next,
+            AT_FDCWD,
+            &maps,
+            RenameFlags::RENAME_EXCHANGE,
+        )
+        .with_context(|| format!("cannot exchange {} and maps", next.display()))?;
+        remove_tree(&next)
     }
 
     /// Removes everything, the folder of this version and BPFDIR when nothing
@@ -381,16 +499,70 @@ impl Pins {
     }
 }
 
-fn list(folder: &Path) -> Vec<OsString> {
-    fs::read_dir(folder)
-        .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
-        .unwrap_or_default()
+/// A record that says nothing that is written there.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} is damaged: it says \"{_1}\"; `netspawn-xdp detach` takes everything away, after which \
+     `netspawn-xdp attach` begins anew", _0.display()
+)]
+struct Damaged(PathBuf, String);
+
+fn cannot_read(path: &Path) -> String {
+    format!("cannot read {}", path.display())
 }
 
-/// Removes a folder and what is in it, if it is there.
+/// Names in a directory, without those of records that are being written; none where
+/// there is no such directory.
+fn list(folder: &Path) -> Result<Vec<String>> {
+    let entries =
+        gone::list(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut names = Vec::new();
+    for entry in entries.into_iter().flatten() {
+        let name = entry.file_name();
+        // All that is written here is UTF-8.
+        names.extend(
+            name.to_str()
+                .filter(|name| !name.ends_with(DRAFT))
+                .map(str::to_owned),
+        );
+    }
+    Ok(names)
+}
+
+/// What a record says; `None` when there is none.
+fn text(path: &Path) -> Result<Option<String>> {
+    let link = gone::path(fs::read_link(path)).with_context(|| cannot_read(path))?;
+    Ok(link.map(|text| text.to_string_lossy().into_owned()))
+}
+
+/// Writes a record in one step.
+pub(super) fn record(path: &Path, text: &str) -> Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(DRAFT);
+    let draft = PathBuf::from(draft);
+    let made = symlink(text, &draft).or_else(|error| match error.kind() {
+        // Left by one that was killed.
+        io::ErrorKind::AlreadyExists => {
+            fs::remove_file(&draft).and_then(|()| symlink(text, &draft))
+        }
+        _ => Err(error),
+    });
+    made.and_then(|()| fs::rename(&draft, path))
+        .with_context(|| format!("cannot make {}", path.display()))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    gone::path(fs::remove_file(path))
+        .map(drop)
+        .with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Removes a directory and what is in it, if it is there.
 ///
 /// # Errors
 /// When the bpffs refuses.
 pub fn remove_tree(folder: &Path) -> Result<()> {
-    gone(fs::remove_dir_all(folder)).with_context(|| format!("cannot remove {}", folder.display()))
+    gone::path(fs::remove_dir_all(folder))
+        .map(drop)
+        .with_context(|| format!("cannot remove {}", folder.display()))
 }

@@ -3,9 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::{self, File},
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -14,11 +14,13 @@ use aya::Ebpf;
 use netspawn_ebpf::abi::{
     CLOSED, Key, MAX_CLOSED, MAX_XDP_PORTS, Neighbor, program, settings_flag,
 };
+use nix::net::if_::if_nametoindex;
 
 use super::{
     attach::{PortState, Ports, UplinkProgram, Uplinks, bpf, bpf::Hook},
     events::Events,
     groups::{self, Groups},
+    keep::Kept,
     maps::{self, Maps},
     object::{self, Constants, Sizes},
     pins::{self, Pins},
@@ -30,8 +32,9 @@ use crate::{
     cli::Mode,
     commands::UplinkView,
     config::Policy,
+    gone,
     model::{Host, Link},
-    net::{announce::Served, netlink::Netlink, xdp_ready},
+    net::{announce::Served, netlink::Netlink, observe::Gone, xdp_ready},
     plan::{self, State},
     problem::{Fault, Problem},
     registry::{self, Desired, Inputs, Limits},
@@ -86,10 +89,21 @@ pub struct Plane {
     known: BTreeSet<Neighbor>,
     /// Ports that need not be looked at for being down.
     raised: BTreeSet<u32>,
+    /// Those that were set up and have not been asked for.
+    newly_raised: BTreeSet<u32>,
+    pub(super) kept: Kept,
+    /// The last sync has left something undone.
+    unfinished: bool,
+    /// Links may be others than those that this process has seen to.
+    doubtful: bool,
     /// Whether this process made it.
     fresh: bool,
+    /// Whether its maps are to take the place of others with other sizes.
+    resized: bool,
     /// Data planes of other versions, which this one replaces when it is attached.
     others: Vec<Pins>,
+    /// BPFDIR, locked.
+    lock: Option<File>,
 }
 
 impl Plane {
@@ -99,7 +113,7 @@ impl Plane {
     /// When it belongs to another network namespace or cannot be opened.
     pub fn open(bpf_dir: &Path) -> Result<Option<Plane>> {
         let pins = Pins::new(bpf_dir);
-        if !pins.exist() {
+        if !pins.exist()? {
             if !pins.others()?.is_empty() {
                 bail!(
                     "{} holds a data plane of another version; `netspawn-xdp attach UPLINK` \
@@ -111,13 +125,21 @@ impl Plane {
         }
         pins.check_namespace()?;
         let guard = bpf::open_pin(&pins.guard())
-            .ok()
-            .flatten()
+            .with_context(|| format!("cannot open {}", pins.guard().display()))?
             .with_context(|| unfinished(bpf_dir))?;
-        let Some(sizes) = Sizes::pinned(&pins.maps()) else {
+        let Some(sizes) = Sizes::pinned(&pins.maps())? else {
             bail!(unfinished(bpf_dir));
         };
         Plane::assemble(pins, sizes, guard, None, false).map(Some)
+    }
+
+    /// As [`Plane::open`], for who is going to change it.
+    ///
+    /// # Errors
+    /// As those, and when another process is about to.
+    pub fn open_to_write(bpf_dir: &Path) -> Result<Option<Plane>> {
+        let lock = Pins::new(bpf_dir).lock()?;
+        Ok(Plane::open(bpf_dir)?.map(|plane| Plane { lock, ..plane }))
     }
 
     /// Loads programs, with maps of their own or with those that are pinned.
@@ -128,28 +150,37 @@ impl Plane {
     /// When the kernel refuses; nothing is left behind that was not there.
     pub fn load(bpf_dir: &Path, sizes: Sizes, log: bool) -> Result<Plane> {
         let pins = Pins::new(bpf_dir);
+        let mut lock = pins.lock()?;
         pins.check_namespace()?;
         let others = pins.others()?;
         for other in &others {
             other.check_namespace()?;
         }
-        if !others.is_empty() && pins.exist() && !upgrade::holds_links(&pins)? {
+        if !others.is_empty() && pins.exist()? && !upgrade::holds_links(&pins)? {
             // An upgrade that was cut short, before it replaced a program. Sweeping would
             // take off what still runs.
             pins::remove_tree(pins.root())?;
         }
-        let fresh = Sizes::pinned(&pins.maps()).is_none();
-        if fresh && pins.exist() {
+        let fresh = Sizes::pinned(&pins.maps())?.is_none();
+        if fresh && pins.exist()? {
             // An attach that did not come to an end, or a damaged folder.
             Plane::sweep(&pins)?;
         }
         let plane = pins
             .make()
-            .and_then(|()| Plane::load_with(pins.clone(), &others, sizes, log, fresh))
-            .map(|plane| Plane { others, ..plane });
+            .and_then(|()| {
+                if lock.is_none() {
+                    lock = pins.lock()?;
+                }
+                Plane::load_with(pins.clone(), &others, sizes, log, fresh)
+            })
+            .map(|plane| Plane {
+                others,
+                lock,
+                ..plane
+            });
         if plane.is_err() && fresh {
-            // The first failure is the one to report.
-            let _ = pins.remove_all();
+            told(pins.remove_all());
         }
         plane
     }
@@ -161,7 +192,7 @@ impl Plane {
         log: bool,
         fresh: bool,
     ) -> Result<Plane> {
-        let adopt = fresh || Sizes::pinned(&pins.maps()) == Some(sizes);
+        let adopt = fresh || sizes.fit(&pins.maps())?;
         let folder = if adopt { pins.maps() } else { pins.next_maps() };
         if !adopt {
             pins::remove_tree(&folder)?;
@@ -199,6 +230,7 @@ impl Plane {
         let mut plane = Plane::assemble(pins, sizes, guard, Some(ebpf), fresh)?;
         if !adopt {
             plane.maps = Maps::open(&plane.pins.next_maps())?;
+            plane.resized = true;
         }
         Ok(plane)
     }
@@ -232,10 +264,16 @@ impl Plane {
             guarded: BTreeSet::new(),
             found_guards: None,
             newly_guarded: Vec::new(),
+            newly_raised: BTreeSet::new(),
             takes_xdp: BTreeMap::new(),
             known: BTreeSet::new(),
+            kept: Kept::default(),
+            unfinished: false,
+            doubtful: false,
             fresh,
+            resized: false,
             others: Vec::new(),
+            lock: None,
             pins,
         })
     }
@@ -279,12 +317,12 @@ impl Plane {
     }
 
     /// Names of the uplinks recorded.
-    pub fn uplink_names(&self) -> Vec<String> {
-        self.pins
-            .uplinks()
-            .into_iter()
-            .map(|uplink| uplink.name)
-            .collect()
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn uplink_names(&self) -> Result<Vec<String>> {
+        let uplinks = self.pins.uplinks()?.into_iter();
+        Ok(uplinks.map(|uplink| uplink.name).collect())
     }
 
     /// Our programs on an uplink.
@@ -307,7 +345,7 @@ impl Plane {
     /// When the kernel does not tell.
     pub fn attached(&mut self) -> Result<Vec<UplinkView>> {
         let mut views = Vec::new();
-        for uplink in self.pins.uplinks() {
+        for uplink in self.pins.uplinks()? {
             if uplink.master.is_some() {
                 continue;
             }
@@ -338,12 +376,13 @@ impl Plane {
     /// When the kernel does not tell.
     pub fn program_tags(&mut self) -> Result<BTreeMap<&'static str, Vec<u64>>> {
         let mut ids = vec![(self.guard_id, program::PORT_INGRESS)];
-        for uplink in self.pins.uplinks() {
+        for uplink in self.pins.uplinks()? {
             let found = self.programs_on(&uplink.name, uplink.ifindex)?;
             ids.extend(found.iter().map(|on| (on.program, program_of(on.hook))));
         }
         let mut tags: BTreeMap<_, Vec<u64>> = BTreeMap::new();
-        for info in aya::programs::loaded_programs().flatten() {
+        for info in aya::programs::loaded_programs() {
+            let info = info.context("cannot list the programs that the kernel has")?;
             for (_, name) in ids.iter().filter(|(id, _)| *id == info.id()) {
                 tags.entry(*name).or_default().push(info.tag());
             }
@@ -372,29 +411,35 @@ impl Plane {
     /// # Errors
     /// When one cannot be attached: then all is as it was before.
     pub fn attach(&mut self, new: &[(&Link, Mode)], wanted: &Wanted<'_>) -> Result<Desired> {
+        self.put_back()?;
         for other in &self.others {
             upgrade::copy_records(other, &self.pins)?;
         }
         self.follow_names(wanted.host)?;
-        let before = self.pins.uplinks();
+        let before = self.pins.uplinks()?;
         let result = self.attach_all(new, wanted);
         if result.is_err() {
             if !self.others.is_empty() {
                 // Programs of either version forward; the next attach completes it.
-                if !upgrade::holds_links(&self.pins).unwrap_or(true) {
-                    let _ = pins::remove_tree(self.pins.root());
-                }
+                let unused = upgrade::holds_links(&self.pins).map(|holds| !holds);
+                told(unused.and_then(|unused| match unused {
+                    true => pins::remove_tree(self.pins.root()),
+                    false => Ok(()),
+                }));
             } else if self.fresh {
-                // The first failure is the one to report.
-                let _ = self.teardown();
+                self.teardown().into_iter().for_each(told_line);
             } else {
                 for (link, _) in new {
                     match before.iter().find(|uplink| uplink.name == link.name) {
-                        Some(uplink) => drop(self.restore(uplink)),
-                        None => drop(self.take_off(&link.name, link.ifindex)),
+                        Some(uplink) => told(self.restore(uplink)),
+                        None => {
+                            let failed = self.take_off(&link.name, link.ifindex);
+                            failed.into_iter().for_each(told_line);
+                        }
                     }
                 }
-                let _ = self.sync(wanted);
+                told(self.kept.keep_records(&self.pins));
+                told(self.sync(wanted).map(drop));
             }
         }
         result
@@ -404,7 +449,13 @@ impl Plane {
         for (link, mode) in new {
             self.record(link, *mode)?;
         }
-        let resized = self.pins.next_maps().exists();
+        // What was forgotten is not to be put back.
+        self.kept.keep_records(&self.pins)?;
+        let resized = self.resized;
+        // Before anything is attached: without descriptors for it, nothing is.
+        if !resized {
+            self.kept.keep_maps(&self.pins)?;
+        }
         self.pin_guard()?;
         let desired = if self.fresh || !self.others.is_empty() {
             self.prefill(wanted)?;
@@ -428,6 +479,8 @@ impl Plane {
             self.pins.swap_maps()?;
             self.maps = Maps::open(&self.pins.maps())?;
             self.known.clear();
+            self.resized = false;
+            self.kept.keep_maps(&self.pins)?;
         }
         let states = self.ports.dump()?;
         self.look_at(&states);
@@ -436,6 +489,7 @@ impl Plane {
             upgrade::remove(&other)?;
             tracing::info!("replaced the data plane of another version");
         }
+        self.kept.keep_records(&self.pins)?;
         self.fresh = false;
         Ok(desired)
     }
@@ -446,7 +500,7 @@ impl Plane {
     /// before ports get their qdisc: the kernel drops what is sent to a port
     /// meanwhile (`qdisc_graft` in net/sched/sch_api.c deactivates the device).
     fn prefill(&mut self, wanted: &Wanted<'_>) -> Result<()> {
-        let uplinks = self.pins.uplinks();
+        let uplinks = self.pins.uplinks()?;
         let uplinks = uplinks.iter().filter(|uplink| uplink.has_programs());
         let ifindexes = uplinks.map(|uplink| uplink.ifindex).collect();
         let desired = self.resolve(wanted, wanted.host, &ifindexes);
@@ -458,7 +512,7 @@ impl Plane {
     }
 
     fn attach_uplinks(&mut self) -> Result<()> {
-        for uplink in self.pins.uplinks() {
+        for uplink in self.pins.uplinks()? {
             if uplink.has_programs() {
                 self.attach_uplink(&uplink.name, uplink.ifindex, uplink.xdp)?;
             }
@@ -469,10 +523,13 @@ impl Plane {
     /// Replaces the pin of the program that guards ports.
     fn pin_guard(&self) -> Result<()> {
         let path = self.pins.guard();
-        if path.symlink_metadata().is_ok() {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-        bpf::pin(self.guard.as_fd(), &path)
+        let mut next = path.clone().into_os_string();
+        next.push("-next");
+        let next = PathBuf::from(next);
+        // Left by one that was killed.
+        gone::path(fs::remove_file(&next))
+            .and_then(|_| bpf::pin(self.guard.as_fd(), &next))
+            .and_then(|()| fs::rename(&next, &path))
             .with_context(|| format!("cannot pin {}", path.display()))
     }
 
@@ -484,10 +541,25 @@ impl Plane {
     /// # Errors
     /// When the maps cannot be written.
     pub fn sync(&mut self, wanted: &Wanted<'_>) -> Result<Desired> {
+        self.put_back()?;
+        let result = self.sync_all(wanted);
+        self.kept.keep_records(&self.pins)?;
+        result
+    }
+
+    fn sync_all(&mut self, wanted: &Wanted<'_>) -> Result<Desired> {
+        if let Some(why) = &wanted.snapshot.unplaced {
+            bail!("{why}; nothing is changed until that is known");
+        }
         self.follow(wanted.host)?;
+        if self.doubtful {
+            self.verify_guards()?;
+            self.mend_uplinks()?;
+            self.doubtful = false;
+        }
         let uplinks: BTreeMap<u32, String> = self
             .pins
-            .uplinks()
+            .uplinks()?
             .into_iter()
             .filter(|uplink| uplink.has_programs())
             .filter(|uplink| wanted.host.links.contains_key(&uplink.ifindex))
@@ -513,7 +585,7 @@ impl Plane {
             let desired = self.resolve(wanted, &host, &ifindexes);
             let failed = self.guard_ports(&guarded_ports(&desired));
             if failed.is_empty() {
-                if self.learn_xdp(&host, &desired) {
+                if self.learn_xdp(&host, &desired)? {
                     continue;
                 }
                 break desired;
@@ -574,6 +646,7 @@ impl Plane {
             wanted.host,
             named,
             &mut self.raised,
+            &mut self.newly_raised,
         ) {
             refused.push(problem(format!("{error:#}")));
         }
@@ -582,8 +655,32 @@ impl Plane {
             let result = groups::sync(&self.pins, &mut self.netlink, name, *ifindex, &groups);
             refused.extend(result.err().map(|error| problem(format!("{error:#}"))));
         }
+        self.unfinished = !refused.is_empty();
         desired.problems.extend(refused);
         Ok(desired)
+    }
+
+    /// Puts back pins and records that somebody has removed.
+    fn put_back(&mut self) -> Result<()> {
+        let cannot = "pins of the data plane were removed, and cannot be put back";
+        let mut missing = self.kept.put_back(&self.pins).context(cannot)?;
+        if !self.kept.is_empty() && !gone::is_there(&self.pins.guard()).context(cannot)? {
+            self.pins.make()?;
+            missing += 1;
+        }
+        if missing == 0 {
+            return Ok(());
+        }
+        // BPFDIR may be another directory by now.
+        self.lock = None;
+        self.lock = self.pins.lock()?;
+        tracing::warn!(
+            "{missing} pins and records in {} were removed; they are put back",
+            self.pins.root().display()
+        );
+        // With the pin of a link its program goes.
+        self.doubtful = true;
+        self.pin_guard()
     }
 
     fn resolve(&self, wanted: &Wanted<'_>, host: &Host, uplinks: &BTreeSet<u32>) -> Desired {
@@ -610,7 +707,10 @@ impl Plane {
         let mut failed = Vec::new();
         let new: Vec<u32> = ports.difference(&self.guarded).copied().collect();
         for ifindex in &new {
-            match self.ports.ensure(*ifindex, self.guard.as_fd()) {
+            // What failed for a moment's want of memory does not fail again, and is not to
+            // cost a machine that is served.
+            let guarded = self.ports.ensure(*ifindex, self.guard.as_fd());
+            match guarded.or_else(|_| self.ports.ensure(*ifindex, self.guard.as_fd())) {
                 Ok(_) => {
                     self.guarded.insert(*ifindex);
                     self.found_guards.get_or_insert_default().insert(*ifindex);
@@ -628,6 +728,17 @@ impl Plane {
         self.found_guards = Some(states.keys().copied().collect());
     }
 
+    /// Whether the last sync has left something undone, which is among its problems, and
+    /// may work the next time.
+    pub fn unfinished(&self) -> bool {
+        self.unfinished
+    }
+
+    /// Ports that were set up since this was last asked.
+    pub fn take_newly_raised(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.newly_raised)
+    }
+
     /// Ports that have got their guard since this was last asked, and when.
     pub fn take_newly_guarded(&mut self) -> Vec<(u32, Instant)> {
         std::mem::take(&mut self.newly_guarded)
@@ -635,14 +746,14 @@ impl Plane {
 
     /// Finds out which new ports take XDP frames, where an uplink sends such;
     /// whether there is one.
-    fn learn_xdp(&mut self, host: &Host, desired: &Desired) -> bool {
+    fn learn_xdp(&mut self, host: &Host, desired: &Desired) -> Result<bool> {
         let xdp = self
             .pins
-            .uplinks()
+            .uplinks()?
             .iter()
             .any(|uplink| uplink.xdp && uplink.has_programs());
         if !xdp {
-            return false;
+            return Ok(false);
         }
         let (ports, peers): (Vec<u32>, Vec<_>) = desired
             .state
@@ -652,7 +763,7 @@ impl Plane {
             .filter_map(|ifindex| Some((*ifindex, host.links.get(ifindex)?.peer?)))
             .unzip();
         if ports.is_empty() || desired.state.ports.len() > MAX_XDP_PORTS as usize {
-            return false;
+            return Ok(false);
         }
         let found = xdp_ready::take_xdp(&mut self.netlink, &peers);
         let mut any = false;
@@ -660,7 +771,7 @@ impl Plane {
             any |= takes == Some(true);
             self.takes_xdp.insert(ifindex, takes == Some(true));
         }
-        any
+        Ok(any)
     }
 
     /// Looks at attachments and maps as the kernel has them: puts back what uplinks
@@ -670,13 +781,10 @@ impl Plane {
     /// # Errors
     /// When the kernel does not tell.
     pub fn verify(&mut self) -> Result<()> {
-        let states = self.ports.dump()?;
-        let intact: BTreeSet<u32> = intact(&states, self.guard_id).collect();
-        for ifindex in self.guarded.difference(&intact) {
+        let lost = self.verify_guards()?;
+        for ifindex in lost {
             tracing::warn!("the guard of interface {ifindex} was taken off; it is put back");
         }
-        self.look_at(&states);
-        self.takes_xdp.clear();
         // Others may have taken the place of those.
         self.known.clear();
         let found = self.maps.read()?;
@@ -685,6 +793,31 @@ impl Plane {
             self.state = found;
         }
         self.mend_uplinks()
+    }
+
+    /// Forgets the guards that ports lack, and what was found out of machines; those ports.
+    fn verify_guards(&mut self) -> Result<Vec<u32>> {
+        let states = self.ports.dump()?;
+        let intact: BTreeSet<u32> = intact(&states, self.guard_id).collect();
+        let lost = self.guarded.difference(&intact).copied().collect();
+        self.look_at(&states);
+        self.takes_xdp.clear();
+        Ok(lost)
+    }
+
+    /// Forgets what this process remembers of links by their numbers, which others may
+    /// have by now.
+    pub fn forget(&mut self, gone: &Gone) {
+        for ifindex in &gone.links {
+            self.guarded.remove(ifindex);
+            if let Some(found) = &mut self.found_guards {
+                found.remove(ifindex);
+            }
+            self.takes_xdp.remove(ifindex);
+            self.raised.remove(ifindex);
+        }
+        let is_uplink = |ifindex| self.state.uplinks.contains_key(ifindex);
+        self.doubtful |= gone.any || gone.links.iter().any(is_uplink);
     }
 
     /// Ports that the maps have a machine for and that the guard does not see first,
@@ -728,6 +861,8 @@ impl Plane {
                 .err()
                 .map(|error| format!("{error:#}")),
         );
+        let kept = self.kept.keep_records(&self.pins);
+        failed.extend(kept.err().map(|error| format!("{error:#}")));
         failed
     }
 
@@ -738,8 +873,14 @@ impl Plane {
     /// # Errors
     /// When an uplink is named that is not attached: then nothing is done.
     pub fn detach(&mut self, names: &[String], wanted: &Wanted<'_>) -> Result<Vec<String>> {
-        self.follow_names(wanted.host)?;
-        let recorded = self.pins.uplinks();
+        self.put_back()?;
+        let (mut recorded, damaged) = self.pins.readable_uplinks()?;
+        if damaged.is_empty() {
+            self.follow_names(wanted.host)?;
+            recorded = self.pins.uplinks()?;
+        } else if let (false, Some((_, error))) = (names.is_empty(), damaged.into_iter().next()) {
+            return Err(error);
+        }
         let mut chosen = BTreeSet::new();
         for name in names {
             let ifindex = wanted.host.link(name).map(|link| link.ifindex);
@@ -774,9 +915,16 @@ impl Plane {
 
     /// Takes everything away. Goes on after failures; each is a line.
     fn teardown(&mut self) -> Vec<String> {
+        // With its descriptors, of which there may be too few.
+        self.kept = Kept::default();
         let mut failed = Vec::new();
-        for uplink in self.pins.uplinks() {
-            failed.extend(self.take_off(&uplink.name, uplink.ifindex));
+        match recorded(&self.pins) {
+            Ok(uplinks) => {
+                for (name, ifindex) in uplinks {
+                    failed.extend(self.take_off(&name, ifindex));
+                }
+            }
+            Err(error) => failed.push(format!("{error:#}")),
         }
         if let Err(errors) = self.ports.remove_all() {
             failed.extend(errors.0.iter().map(ToString::to_string));
@@ -797,17 +945,12 @@ impl Plane {
         let mut uplinks = Uplinks::open()?;
         let mut netlink = Netlink::open()?;
         let mut failed = Vec::new();
-        for uplink in pins.uplinks() {
-            let folder = pins.uplink(&uplink.name);
+        for (name, ifindex) in recorded(pins)? {
+            let folder = pins.uplink(&name);
             for (hook, file) in LINKS {
-                uplinks.detach(uplink.ifindex, &[(hook, &folder.join(file))])?;
+                uplinks.detach(ifindex, &[(hook, &folder.join(file))])?;
             }
-            failed.extend(groups::put_back(
-                pins,
-                &mut netlink,
-                &uplink.name,
-                uplink.ifindex,
-            ));
+            failed.extend(groups::put_back(pins, &mut netlink, &name, ifindex));
         }
         Ports::open(&pins.ports())?.remove_all()?;
         failed.extend(raise::lower(pins, &mut netlink));
@@ -823,6 +966,7 @@ impl Plane {
     /// When something cannot be taken away.
     pub fn remove_remains(bpf_dir: &Path) -> Result<()> {
         let pins = Pins::new(bpf_dir);
+        let _lock = pins.lock()?;
         let others = pins.others()?;
         for pins in std::iter::once(&pins).chain(&others) {
             pins.check_namespace()?;
@@ -888,6 +1032,35 @@ fn close(desired: &mut Desired, closed: &BTreeMap<u32, (Option<String>, String)>
     }
 }
 
+/// Says what went wrong while something else's failure was made good, which is the one
+/// that is returned.
+fn told(result: Result<()>) {
+    if let Err(error) = result {
+        told_line(format!("{error:#}"));
+    }
+}
+
+fn told_line(line: String) {
+    tracing::warn!("{line}");
+}
+
+/// Names and ifindexes of the uplinks recorded, for who takes all of them away. One whose
+/// record is damaged is the interface of its name.
+fn recorded(pins: &Pins) -> Result<Vec<(String, u32)>> {
+    let (uplinks, damaged) = pins.readable_uplinks()?;
+    let mut all: Vec<_> = uplinks
+        .into_iter()
+        .map(|uplink| (uplink.name, uplink.ifindex))
+        .collect();
+    for (name, error) in damaged {
+        tracing::warn!("{error:#}");
+        let ifindex = gone::interface(if_nametoindex(&*name).map_err(Into::into))
+            .with_context(|| format!("cannot look for {name}"))?;
+        all.push((name, ifindex.unwrap_or(0)));
+    }
+    Ok(all)
+}
+
 fn unfinished(bpf_dir: &Path) -> String {
     format!(
         "{} holds an incomplete data plane; `netspawn-xdp attach` mends it, `netspawn-xdp \
@@ -909,6 +1082,6 @@ fn problem(message: String) -> Problem {
         path: std::path::PathBuf::new(),
         line: None,
         field: None,
-        fault: Fault::new(message, "it is tried again when something changes"),
+        fault: Fault::new(message, "it is tried again"),
     }
 }

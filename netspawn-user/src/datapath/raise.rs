@@ -7,14 +7,16 @@
 //! Network drivers of ours leave ports down as well: nothing comes from one before it
 //! is guarded.
 
-use std::{collections::BTreeSet, fs, io, os::unix::fs::symlink, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::pins::{Pins, gone};
+use super::pins::Pins;
 use crate::{
+    gone,
     model::Host,
     net::{
+        interface,
         netlink::{Error, Netlink, Request},
         read::ifinfomsg,
     },
@@ -24,7 +26,8 @@ use crate::{
 const NETWORKD: &str = "/run/systemd/netif/links";
 
 /// Sets up those of `ports` that are down and not among `seen`, and records them
-/// with their names. All of `ports` are seen then.
+/// with their names; those that were are added to `raised`. All of `ports` are seen then,
+/// but for those that could not be set up.
 ///
 /// # Errors
 /// When a port cannot be set up; the others are.
@@ -34,44 +37,56 @@ pub fn raise(
     host: &Host,
     ports: impl Iterator<Item = u32>,
     seen: &mut BTreeSet<u32>,
+    raised: &mut BTreeSet<u32>,
 ) -> Result<()> {
     let mut result = Ok(());
     seen.retain(|ifindex| host.links.contains_key(ifindex));
     for link in ports.filter_map(|ifindex| host.links.get(&ifindex)) {
         if seen.insert(link.ifindex) && !link.admin_up {
-            let done = record(pins, link.ifindex, &link.name).and_then(|()| {
+            let done = pins.record_raised(link.ifindex, &link.name).and_then(|()| {
                 set_up(netlink, link.ifindex, true)
                     .with_context(|| format!("cannot set {} up", link.name))
             });
             match done {
-                Ok(()) => tracing::info!(
-                    interface = link.name,
-                    "{} was down, and is set up",
-                    link.name
-                ),
-                Err(error) => result = Err(error),
+                Ok(()) => {
+                    raised.insert(link.ifindex);
+                    tracing::info!(
+                        interface = link.name,
+                        "{} was down, and is set up",
+                        link.name
+                    );
+                }
+                Err(error) => {
+                    seen.remove(&link.ifindex);
+                    result = Err(error);
+                }
             }
         }
     }
-    forget_gone(pins, host);
-    result
+    result.and(forget_gone(pins, host))
 }
 
 /// Sets down what was set up, unless networkd looks after it. Goes on after
 /// failures; each is a line.
 pub fn lower(pins: &Pins, netlink: &mut Netlink) -> Vec<String> {
+    let recorded = match pins.raised_ports() {
+        Ok(recorded) => recorded,
+        Err(error) => return vec![format!("{error:#}")],
+    };
     let mut failed = Vec::new();
-    for (ifindex, name) in recorded(pins) {
-        let there = nix::net::if_::if_indextoname(ifindex)
-            .is_ok_and(|found| found.to_bytes() == name.as_bytes());
-        if there
-            && !is_managed(ifindex)
-            && let Err(error) = set_up(netlink, ifindex, false)
-        {
-            failed.push(format!("cannot set {name} down again: {error}"));
+    for (ifindex, name) in recorded {
+        if let Err(error) = lower_one(netlink, ifindex, &name) {
+            failed.push(format!("cannot set {name} down again: {error:#}"));
         }
     }
     failed
+}
+
+fn lower_one(netlink: &mut Netlink, ifindex: u32, name: &str) -> Result<()> {
+    if interface::name_of(ifindex)?.as_deref() == Some(name) && !is_managed(ifindex)? {
+        gone::link(set_up(netlink, ifindex, false))?;
+    }
+    Ok(())
 }
 
 fn set_up(netlink: &mut Netlink, ifindex: u32, up: bool) -> Result<(), Error> {
@@ -82,44 +97,22 @@ fn set_up(netlink: &mut Netlink, ifindex: u32, up: bool) -> Result<(), Error> {
 
 /// Whether networkd has a file for a link. It would have set it up as well, only
 /// later: it waits for udev.
-fn is_managed(ifindex: u32) -> bool {
-    let Ok(text) = fs::read_to_string(Path::new(NETWORKD).join(ifindex.to_string())) else {
-        return false;
-    };
-    text.lines()
-        .find_map(|line| line.strip_prefix("ADMIN_STATE="))
-        .is_some_and(|state| ["configuring", "configured"].contains(&state))
+fn is_managed(ifindex: u32) -> Result<bool> {
+    let path = Path::new(NETWORKD).join(ifindex.to_string());
+    let text = gone::path(fs::read_to_string(&path))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let state = text.as_deref().and_then(|text| {
+        text.lines()
+            .find_map(|line| line.strip_prefix("ADMIN_STATE="))
+    });
+    Ok(state.is_some_and(|state| ["configuring", "configured"].contains(&state)))
 }
 
-fn record(pins: &Pins, ifindex: u32, name: &str) -> Result<()> {
-    let folder = pins.raised();
-    fs::create_dir_all(&folder)
-        .and_then(|()| symlink(name, folder.join(ifindex.to_string())))
-        .or_else(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Ok(()),
-            _ => Err(error),
-        })
-        .with_context(|| format!("cannot record {name} in {}", folder.display()))
-}
-
-/// ifindexes and names recorded.
-fn recorded(pins: &Pins) -> Vec<(u32, String)> {
-    let entries = fs::read_dir(pins.raised()).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let ifindex = entry.file_name().to_str()?.parse().ok()?;
-            let name = fs::read_link(entry.path()).ok()?;
-            Some((ifindex, name.to_str()?.to_owned()))
-        })
-        .collect()
-}
-
-fn forget_gone(pins: &Pins, host: &Host) {
-    for (ifindex, name) in recorded(pins) {
-        if !host.links.contains_key(&ifindex)
-            && let Err(error) = gone(fs::remove_file(pins.raised().join(ifindex.to_string())))
-        {
-            tracing::debug!("cannot forget that {name} was set up: {error}");
+fn forget_gone(pins: &Pins, host: &Host) -> Result<()> {
+    for (ifindex, _) in pins.raised_ports()? {
+        if !host.links.contains_key(&ifindex) {
+            pins.forget_raised(ifindex)?;
         }
     }
+    Ok(())
 }

@@ -175,8 +175,8 @@ impl Reader {
     /// When the kernel does not tell.
     pub fn read(&mut self) -> Result<Readings> {
         let mut readings = Readings {
-            uplinks: self.read_uplinks(),
-            events_lost: self.count(EVENTS_LOST).ok(),
+            uplinks: self.read_uplinks()?,
+            events_lost: Some(self.count(EVENTS_LOST)?),
             ..Readings::default()
         };
         for reason in Reason::ALL {
@@ -215,9 +215,9 @@ impl Reader {
         Ok(readings)
     }
 
-    fn read_uplinks(&mut self) -> Vec<UplinkReading> {
+    fn read_uplinks(&mut self) -> Result<Vec<UplinkReading>> {
         let mut readings = Vec::new();
-        for uplink in self.pins.uplinks() {
+        for uplink in self.pins.uplinks()? {
             if uplink.master.is_some() {
                 continue;
             }
@@ -229,10 +229,9 @@ impl Reader {
                 .collect();
             // On one that was just deleted there is nothing to ask for.
             let found = match uplink.has_programs() {
-                true => self.uplinks.query(uplink.ifindex, &links),
-                false => Ok(Vec::new()),
+                true => self.uplinks.query(uplink.ifindex, &links)?,
+                false => Vec::new(),
             };
-            let found = found.unwrap_or_default();
             let wanted = LINKS
                 .into_iter()
                 .filter(|(_, file)| uplink.xdp || *file != "xdp");
@@ -247,7 +246,7 @@ impl Reader {
                 name: uplink.name,
             });
         }
-        readings
+        Ok(readings)
     }
 
     fn count(&self, index: u32) -> Result<u64> {

@@ -11,6 +11,7 @@ use std::{fs, io, os::unix::fs::symlink, path::Path};
 use anyhow::{Context as _, Result};
 
 use super::pins::{Pins, remove_tree};
+use crate::gone;
 
 /// Copies what `from` records of uplinks and ports. What `to` records already stays.
 ///
@@ -32,8 +33,8 @@ pub fn copy_records(from: &Pins, to: &Pins) -> Result<()> {
 /// When the bpffs refuses; calling it again moves what is left.
 pub fn move_links(from: &Pins, to: &Pins) -> Result<()> {
     // An uplink may have been renamed since: its ifindex says which it is.
-    let here = to.uplinks();
-    for uplink in from.uplinks() {
+    let here = to.uplinks()?;
+    for uplink in from.uplinks()? {
         let now = here.iter().find(|here| here.ifindex == uplink.ifindex);
         let name = now.map_or(&uplink.name, |here| &here.name);
         move_objects(&from.uplink(&uplink.name), &to.uplink(name))?;
@@ -100,13 +101,9 @@ fn directories(path: &Path) -> Result<Vec<std::ffi::OsString>> {
 /// Names of the entries of a kind; none where there is no such directory.
 fn entries(path: &Path, is: impl Fn(&fs::FileType) -> bool) -> Result<Vec<std::ffi::OsString>> {
     let cannot = || format!("cannot list {}", path.display());
-    let listing = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        listing => listing.with_context(cannot)?,
-    };
+    let listing = gone::list(path).with_context(cannot)?;
     let mut names = Vec::new();
-    for entry in listing {
-        let entry = entry.with_context(cannot)?;
+    for entry in listing.into_iter().flatten() {
         if is(&entry.file_type().with_context(cannot)?) {
             names.push(entry.file_name());
         }

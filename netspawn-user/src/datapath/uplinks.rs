@@ -18,6 +18,7 @@ use super::{
 use crate::{
     cli::Mode,
     model::{Host, Link},
+    net::interface,
 };
 
 /// What an uplink is called while names change hands: no interface has a colon
@@ -65,7 +66,7 @@ impl Plane {
     pub(super) fn follow_names(&mut self, host: &Host) -> Result<()> {
         let renamed: Vec<(Uplink, &Link)> = self
             .pins
-            .uplinks()
+            .uplinks()?
             .into_iter()
             .filter(|uplink| !uplink.gone)
             .filter_map(|uplink| {
@@ -89,6 +90,9 @@ impl Plane {
                 link.name
             );
         }
+        if !renamed.is_empty() {
+            self.kept.keep_records(&self.pins)?;
+        }
         Ok(())
     }
 
@@ -100,13 +104,13 @@ impl Plane {
     pub(super) fn follow(&mut self, host: &Host) -> Result<()> {
         self.follow_names(host)?;
         if self.programs.is_some() {
-            for uplink in self.pins.uplinks() {
+            for uplink in self.pins.uplinks()? {
                 let absent = uplink.gone || !host.links.contains_key(&uplink.ifindex);
                 if absent && !uplink.follows {
                     self.follow_absent(host, &uplink)?;
                 }
             }
-            for uplink in self.pins.uplinks() {
+            for uplink in self.pins.uplinks()? {
                 if let Some(link) = host.links.get(&uplink.ifindex)
                     && !uplink.gone
                     && !uplink.follows
@@ -115,8 +119,7 @@ impl Plane {
                 }
             }
         }
-        self.drop_followers();
-        Ok(())
+        self.drop_followers()
     }
 
     /// An uplink whose interface is not there: another with its name may be.
@@ -138,7 +141,7 @@ impl Plane {
             }
             return Ok(());
         };
-        let known = self.pins.uplinks();
+        let known = self.pins.uplinks()?;
         if known
             .iter()
             .any(|other| other.name != *name && !other.gone && other.ifindex == link.ifindex)
@@ -195,7 +198,7 @@ impl Plane {
 
     /// Attaches a master in the place of its ports, unless it is attached.
     fn attach_master(&mut self, master: &Link, xdp: bool) -> Result<()> {
-        let known = self.pins.uplinks();
+        let known = self.pins.uplinks()?;
         if known
             .iter()
             .any(|uplink| uplink.ifindex == master.ifindex && uplink.has_programs())
@@ -217,8 +220,8 @@ impl Plane {
     }
 
     /// Takes masters off that are there in place of ports, of which none is left.
-    fn drop_followers(&mut self) {
-        let uplinks = self.pins.uplinks();
+    fn drop_followers(&mut self) -> Result<()> {
+        let uplinks = self.pins.uplinks()?;
         let needed = |master: &Uplink| {
             uplinks
                 .iter()
@@ -231,6 +234,7 @@ impl Plane {
                 }
             }
         }
+        Ok(())
     }
 
     fn take_programs_off(&mut self, uplink: &Uplink) -> Result<(), super::attach::Errors> {
@@ -270,8 +274,8 @@ impl Plane {
         if self.programs.is_none() {
             return Ok(());
         }
-        for uplink in self.pins.uplinks() {
-            if !uplink.has_programs() || !exists(uplink.ifindex) {
+        for uplink in self.pins.uplinks()? {
+            if !uplink.has_programs() || !exists(uplink.ifindex)? {
                 continue;
             }
             let found = self.programs_on(&uplink.name, uplink.ifindex)?;
@@ -290,7 +294,12 @@ impl Plane {
 }
 
 /// Whether there is an interface with that number in this namespace.
-pub(super) fn exists(ifindex: u32) -> bool {
-    // nix 0.31 takes the null pointer of a failure for success, with an empty name.
-    nix::net::if_::if_indextoname(ifindex).is_ok_and(|name| !name.is_empty())
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(super) fn exists(ifindex: u32) -> Result<bool> {
+    let name = interface::name_of(ifindex);
+    Ok(name
+        .with_context(|| format!("cannot look for the interface {ifindex}"))?
+        .is_some())
 }

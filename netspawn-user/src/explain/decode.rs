@@ -91,6 +91,10 @@ fn mac(bytes: [u8; 6]) -> Value {
     json!(DisplayMac(bytes).to_string())
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn mac_of(bytes: &[u8]) -> Value {
     bytes.try_into().map_or(Value::Null, mac)
 }
@@ -204,6 +208,10 @@ fn about(quote: &[u8], layers: &mut Vec<Layer>) {
     });
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn arp(packet: &ArpPacketSlice<'_>) -> Layer {
     let address = |bytes: &[u8]| -> Value {
         <[u8; 4]>::try_from(bytes).map_or(Value::Null, |bytes| json!(Ipv4Addr::from(bytes)))

@@ -20,6 +20,7 @@ use nix::{
 };
 
 use super::is_unchanged;
+use crate::gone;
 
 /// Where the file is in the machine. It goes before systemd's own
 /// `80-container-host0.network`.
@@ -64,11 +65,19 @@ impl Image {
     }
 
     /// Whether something is there; links are followed inside the image.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an image that cannot be read says nothing, and no machine depends on it"
+    )]
     fn has(&self, path: &str) -> bool {
         self.inside(path, OFlag::O_PATH).is_ok()
     }
 
     /// Whether systemd-networkd is in the image, and starts with the machine.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an image that cannot be read says nothing, and no machine depends on it"
+    )]
     pub fn networkd(&self) -> Networkd {
         let under = |folders: &[&str], path: &str| {
             let there = |folder: &&str| {
@@ -90,19 +99,28 @@ impl Image {
     }
 
     /// Names in a folder of the image; none when there is no such folder.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an image that cannot be read says nothing, and no machine depends on it"
+    )]
     pub fn list(&self, folder: &Path) -> Vec<String> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let Ok(folder) = self.inside(folder, flags) else {
             return Vec::new();
         };
-        let entries = fs::read_dir(by_number(&folder)).into_iter().flatten();
+        let entries = gone::list(&by_number(&folder)).unwrap_or_default();
         entries
+            .into_iter()
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
             .collect()
     }
 
     /// The content of a regular file of the image; `None` when there is none.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an image that cannot be read says nothing, and no machine depends on it"
+    )]
     pub fn read(&self, file: &Path) -> Option<Vec<u8>> {
         let place = self.inside(file, OFlag::O_PATH).ok()?;
         if !place.metadata().ok()?.is_file() {

@@ -112,6 +112,10 @@ impl Ethtool {
 
     /// Whether the driver has native XDP; `None` where the kernel does not say
     /// (before Linux 6.3).
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a feature that is not told is unknown, and `check` says so"
+    )]
     pub fn has_xdp(&mut self, ifindex: u32) -> Option<bool> {
         let family = self.family("netdev").ok()?;
         let request = Request::new(family, 0, &[GET_DEVICE, 1, 0, 0]).u32(DEVICE_INDEX, ifindex);

@@ -127,6 +127,10 @@ fn devices(hook: &[u8]) -> Vec<String> {
 
 /// Tables of the older iptables that are loaded, whose rules cannot be read
 /// without its own tool.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "without iptables in the kernel there is no such file, and rules are only told of"
+)]
 pub fn legacy_tables() -> Vec<String> {
     [
         "/proc/thread-self/net/ip_tables_names",
@@ -135,6 +139,7 @@ pub fn legacy_tables() -> Vec<String> {
     .iter()
     .zip(["iptables", "ip6tables"])
     .flat_map(|(path, tool)| {
+        // Without iptables in the kernel there is no such file.
         let names = std::fs::read_to_string(path).unwrap_or_default();
         names
             .lines()

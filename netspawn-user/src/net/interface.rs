@@ -1,15 +1,15 @@
 //! Settings of one interface of this thread's network namespace.
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr};
 
 use ipnet::IpNet;
 use netspawn_ebpf::wire::Mac;
 
 use super::{
-    netlink::{Error, Netlink, Request, attrs, ip_bytes, read_ip, read_u32},
+    netlink::{Error, Netlink, Request, attrs, ip_bytes, read_ip, read_text, read_u32},
     read::{self, ifinfomsg},
 };
-use crate::model::Link;
+use crate::{gone, model::Link};
 
 /// `linux/if_addr.h`: usable at once, without asking whether somebody else has it.
 const IFA_F_NODAD: u8 = 0x02;
@@ -110,6 +110,10 @@ pub fn add_address(netlink: &mut Netlink, ifindex: u32, address: IpNet) -> Resul
 ///
 /// # Errors
 /// When the kernel refuses.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn add_route(netlink: &mut Netlink, ifindex: u32, route: &Route) -> Result<(), Error> {
     let table = route.table.unwrap_or(libc::RT_TABLE_MAIN.into());
     let mut header = [0; RTMSG];
@@ -150,6 +154,20 @@ pub fn add_route(netlink: &mut Netlink, ifindex: u32, route: &Route) -> Result<(
     exists_is_fine(netlink.apply(request))
 }
 
+/// The name of the interface of that index; `None` when there is none.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn name_of(ifindex: u32) -> io::Result<Option<String>> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call is documented to fill.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
+    gone::interface(match found.is_null() {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(read_text(&name)),
+    })
+}
+
 /// Addresses of a link.
 ///
 /// # Errors
@@ -165,6 +183,10 @@ pub fn addresses(netlink: &mut Netlink, ifindex: u32) -> Result<Vec<IpNet>, Erro
 ///
 /// # Errors
 /// When the kernel does not tell.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn routes(netlink: &mut Netlink, of: IpAddr) -> Result<Vec<(IpNet, u32)>, Error> {
     let mut header = [0; RTMSG];
     header[0] = family(of);

@@ -6,6 +6,7 @@
 //! the process; a socket's memberships would not.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::Ipv6Addr,
     os::{fd::AsRawFd, unix::net::UnixDatagram},
@@ -18,7 +19,7 @@ use super::{
     netlink::{self, Netlink, Request},
     read::ifinfomsg,
 };
-use crate::model::DisplayMac;
+use crate::{gone, model::DisplayMac};
 
 /// `linux/if_addr.h`: the membership of a multicast address is the address's.
 const IFA_F_MCAUTOJOIN: u32 = 0x400;
@@ -57,6 +58,18 @@ pub enum Error {
     /// Reading the groups.
     #[error("cannot read the link-layer groups from {LIST}: {0}")]
     List(io::Error),
+    /// Reading memberships.
+    #[error("cannot read the memberships from {MEMBERS}: {0}")]
+    Members(io::Error),
+    /// Reading the counters of IPv6.
+    #[error("cannot read from {COUNTERS} whether a switch asks who wants which group: {0}")]
+    Counters(io::Error),
+    /// There are counters, which this process does not see.
+    #[error(
+        "{COUNTERS} is hidden from this process, so that whether a switch filters groups is not \
+         known, and machines may not be found by IPv6; take `ProcSubset=pid` out of the unit"
+    )]
+    Hidden,
     /// Switching `allmulti`.
     #[error("interface {ifindex}: cannot switch allmulti {}: {source}", if *on { "on" } else { "off" })]
     AllMulti {
@@ -103,15 +116,23 @@ pub struct Group {
 
 /// Joins a group; whether it had not been joined in this way before.
 pub fn join(ifindex: u32, group: Mac) -> Result<bool, Error> {
-    let groups = list(ifindex)?;
-    if groups
-        .iter()
-        .any(|found| found.mac == group && found.permanent)
-    {
+    if joined(ifindex)?.contains(&group) {
         return Ok(false);
     }
+    add(ifindex, group).map(|()| true)
+}
+
+/// The groups that were joined by [`add`] or `ip maddr add`.
+pub fn joined(ifindex: u32) -> Result<BTreeSet<Mac>, Error> {
+    let groups = list(ifindex)?.into_iter();
+    let permanent = groups.filter(|group| group.permanent);
+    Ok(permanent.map(|group| group.mac).collect())
+}
+
+/// Joins a group that is not among those [`joined`].
+pub fn add(ifindex: u32, group: Mac) -> Result<(), Error> {
     let (interface, result) = change(ifindex, group, libc::SIOCADDMULTI)?;
-    result.map(|()| true).map_err(|source| Error::Join {
+    result.map_err(|source| Error::Join {
         interface,
         group,
         source,
@@ -139,6 +160,10 @@ pub fn list(ifindex: u32) -> Result<Vec<Group>, Error> {
     Ok(parse(&text, ifindex))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the kernel's line does not have is left out"
+)]
 fn parse(text: &str, ifindex: u32) -> Vec<Group> {
     text.lines()
         .filter_map(|line| {
@@ -185,11 +210,25 @@ pub fn allmulti(netlink: &mut Netlink, ifindex: u32) -> Result<bool, netlink::Er
 /// Whether somebody on the link has asked who wants which group, as a switch does,
 /// or has a router do, that then sends groups only where they were reported
 /// (RFC 4541 3).
-pub fn queried(interface: &str) -> bool {
-    let text = fs::read_to_string(Path::new(COUNTERS).join(interface)).unwrap_or_default();
-    text.lines()
+///
+/// # Errors
+/// When the kernel's counters cannot be read, or are hidden: a /proc that is mounted with
+/// `subset=pid` has the directory, and nothing in it (`proc_lookup` in fs/proc/generic.c).
+pub fn queried(interface: &str) -> Result<bool, Error> {
+    let path = Path::new(COUNTERS).join(interface);
+    let Some(text) = gone::path(fs::read_to_string(&path)).map_err(Error::Counters)? else {
+        // The interface is gone, or does without IPv6; `lo` is always there.
+        let hidden = gone::is_there(Path::new(COUNTERS)).map_err(Error::Counters)?
+            && !gone::is_there(&Path::new(COUNTERS).join("lo")).map_err(Error::Counters)?;
+        return match hidden {
+            true => Err(Error::Hidden),
+            false => Ok(false),
+        };
+    };
+    Ok(text
+        .lines()
         .filter_map(|line| line.strip_prefix(QUERIES))
-        .any(|count| count.trim() != "0")
+        .any(|count| count.trim() != "0"))
 }
 
 /// Has the kernel join a group and report it, until [`leave_reported`]; whether it
@@ -219,7 +258,9 @@ pub fn join_reported(netlink: &mut Netlink, ifindex: u32, group: Ipv6Addr) -> Re
 pub fn leave_reported(netlink: &mut Netlink, ifindex: u32, group: Ipv6Addr) -> Result<bool, Error> {
     match netlink.apply(address(libc::RTM_DELADDR, 0, ifindex, group)) {
         Ok(()) => Ok(true),
-        Err(error) if error.errno() == Some(libc::EADDRNOTAVAIL) => Ok(!member(ifindex, group)),
+        Err(error) if error.errno() == Some(libc::EADDRNOTAVAIL) => {
+            Ok(!member(ifindex, group).map_err(Error::Members)?)
+        }
         Err(source) => Err(Error::Report {
             ifindex,
             action: "leave",
@@ -230,14 +271,13 @@ pub fn leave_reported(netlink: &mut Netlink, ifindex: u32, group: Ipv6Addr) -> R
 }
 
 /// Whether an interface is a member of an IPv6 group, whoever had it join.
-fn member(ifindex: u32, group: Ipv6Addr) -> bool {
-    let text = fs::read_to_string(MEMBERS).unwrap_or_default();
-    let group = format!("{:032x}", group.to_bits());
-    text.lines().any(|line| {
+fn member(ifindex: u32, group: Ipv6Addr) -> io::Result<bool> {
+    let text = fs::read_to_string(MEMBERS)?;
+    let (ifindex, group) = (ifindex.to_string(), format!("{:032x}", group.to_bits()));
+    Ok(text.lines().any(|line| {
         let mut columns = line.split_whitespace();
-        let of = columns.next().and_then(|column| column.parse().ok());
-        of == Some(ifindex) && columns.nth(1) == Some(&group)
-    })
+        columns.next() == Some(&ifindex) && columns.nth(1) == Some(&group)
+    }))
 }
 
 /// A request about an address that is a group.

@@ -8,13 +8,14 @@ use std::{
         fd::{AsFd, AsRawFd as _},
         unix::{fs::MetadataExt as _, net::UnixDatagram},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
 };
 
 use nix::sched::{CloneFlags, setns};
 
-use super::netlink::{Netlink, Request, read_u32};
+use super::netlink::{Error, Netlink, Request, read_u32};
+use crate::gone;
 
 /// Bytes of `rtgenmsg`, padded.
 const RTGENMSG: usize = 4;
@@ -50,29 +51,33 @@ pub fn cookie() -> io::Result<u64> {
 
 /// The id that this network namespace has for that of a process; `None` when
 /// it has none, so that no link leads there, or the process is gone.
-pub fn id_of_process(netlink: &mut Netlink, pid: u32) -> Option<i32> {
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn id_of_process(netlink: &mut Netlink, pid: u32) -> Result<Option<i32>, Error> {
     id_of(netlink, NETNSA_PID, pid)
 }
 
 /// The id that this network namespace has for another; `None` when it has none,
 /// or the file is not of a network namespace.
-pub fn id_of_file(netlink: &mut Netlink, namespace: impl AsFd) -> Option<i32> {
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn id_of_file(netlink: &mut Netlink, namespace: impl AsFd) -> Result<Option<i32>, Error> {
     let fd = namespace.as_fd().as_raw_fd();
     id_of(netlink, NETNSA_FD, fd.cast_unsigned())
 }
 
 /// `RTM_GETNSID`.
-fn id_of(netlink: &mut Netlink, kind: u16, which: u32) -> Option<i32> {
+fn id_of(netlink: &mut Netlink, kind: u16, which: u32) -> Result<Option<i32>, Error> {
     let request = Request::new(libc::RTM_GETNSID, 0, &[0; RTGENMSG]).u32(kind, which);
-    netlink
-        .get(request, |message| {
-            message
-                .attrs(RTGENMSG)
-                .find(|(kind, _)| *kind == NETNSA_NSID)
-                .map(|(_, value)| read_u32(value).cast_signed())
-        })
-        .ok()
-        .filter(|id| *id >= 0)
+    let id = gone::namespace(netlink.get(request, |message| {
+        message
+            .attrs(RTGENMSG)
+            .find(|(kind, _)| *kind == NETNSA_NSID)
+            .map(|(_, value)| read_u32(value).cast_signed())
+    }))?;
+    Ok(id.filter(|id| *id >= 0))
 }
 
 /// Whether a process is in this thread's network namespace.
@@ -94,14 +99,15 @@ pub fn find(netlink: &mut Netlink, mut ids: BTreeSet<i32>) -> BTreeMap<i32, Path
         if ids.is_empty() {
             break;
         }
+        // A process that has ended, or may not be looked at; the next may be in the same.
         let Ok(file) = File::open(&path) else {
             continue;
         };
-        let is_new = |data: fs::Metadata| seen.insert((data.dev(), data.ino()));
-        if !file.metadata().is_ok_and(is_new) {
+        let Ok(data) = file.metadata() else {
             continue;
-        }
-        if let Some(id) = id_of_file(netlink, &file)
+        };
+        if seen.insert((data.dev(), data.ino()))
+            && let Ok(Some(id)) = id_of_file(netlink, &file)
             && ids.remove(&id)
         {
             found.insert(id, path);
@@ -112,13 +118,18 @@ pub fn find(netlink: &mut Netlink, mut ids: BTreeSet<i32>) -> BTreeMap<i32, Path
 
 /// Files that stand for network namespaces: named ones first, as there are
 /// fewer.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged; what is not found is looked for again"
+)]
 fn files() -> impl Iterator<Item = PathBuf> {
     let entries = |folder: &str| {
-        fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
+        let entries = gone::list(Path::new(folder)).unwrap_or_else(|error| {
+            tracing::debug!("cannot list {folder}: {error}");
+            None
+        });
+        let entries = entries.into_iter().flatten();
+        entries.map(|entry| entry.path())
     };
     entries("/run/netns").chain(
         entries("/proc")
@@ -135,6 +146,10 @@ fn files() -> impl Iterator<Item = PathBuf> {
 ///
 /// # Errors
 /// When it cannot be entered (without CAP_SYS_ADMIN), and those of `work`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the failure is logged; what is not found is looked for again"
+)]
 pub fn inside<T: Send + 'static>(
     namespace: Option<PathBuf>,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,

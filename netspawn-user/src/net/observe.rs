@@ -37,6 +37,9 @@ const RECEIVE_BUFFER: libc::c_int = 16 << 20;
 /// How long events of one burst are gathered. It is part of the time in which
 /// a port that has come up has no guard yet.
 const SETTLE: Duration = Duration::from_millis(1);
+/// How long they are at most, after a sync that took long: ports that come up wait for
+/// their guard meanwhile.
+const LONGEST_REST: Duration = Duration::from_millis(500);
 /// Reading a large table again takes at most one part in this many of the
 /// time.
 const ROUTE_SHARE: u32 = 10;
@@ -140,7 +143,14 @@ impl Tables {
                 continue;
             };
             let mac = match peer.netnsid {
-                Some(netnsid) => read::peer_mac(netlink, peer.ifindex, netnsid),
+                Some(netnsid) => match read::peer_mac(netlink, peer.ifindex, netnsid) {
+                    Ok(mac) => mac,
+                    Err(error) => {
+                        // It is what it was, until it can be asked for again.
+                        tracing::debug!("cannot read the MAC behind link {ifindex}: {error}");
+                        continue;
+                    }
+                },
                 None => self.links.get(&peer.ifindex).map(|link| link.mac),
             };
             if let Some(peer) = self
@@ -237,6 +247,23 @@ impl Changes {
     }
 }
 
+/// Links that were deleted, or left the namespace. One that was made meanwhile may have the
+/// number of one of them, and everything else: then [`Host`] shows no difference.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// Their ifindexes.
+    pub links: BTreeSet<u32>,
+    /// Events were lost: it may be any link.
+    pub any: bool,
+}
+
+impl Gone {
+    /// Whether nothing is gone.
+    pub fn is_empty(&self) -> bool {
+        !self.any && self.links.is_empty()
+    }
+}
+
 /// Follows the network namespace of the thread that started it.
 pub struct Observer {
     netlink: Netlink,
@@ -245,6 +272,7 @@ pub struct Observer {
     tables: Tables,
     host: Host,
     changes: Changes,
+    gone: Gone,
     /// When gathering of the present burst ends.
     settle: Option<Instant>,
     /// Not before this does it end.
@@ -282,6 +310,7 @@ impl Observer {
             buffer: vec![0; 64 * 1024],
             tables,
             changes: Changes::default(),
+            gone: Gone::default(),
             settle: None,
             settle_after: Instant::now(),
             routes_after: Instant::now(),
@@ -296,6 +325,12 @@ impl Observer {
     /// The state as last read.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// What is gone since this was last asked: whatever is remembered by the number of
+    /// such a link is to be forgotten.
+    pub fn take_gone(&mut self) -> Gone {
+        std::mem::take(&mut self.gone)
     }
 
     /// How often the kernel had more events than its buffer held, so that
@@ -321,7 +356,7 @@ impl Observer {
     /// Has events gathered for so long before the next `changed` reports them: of many
     /// that come one after the other, each would cost the reader as much as all of them.
     pub fn rest(&mut self, time: Duration) {
-        self.settle_after = Instant::now() + time;
+        self.settle_after = Instant::now() + time.min(LONGEST_REST);
     }
 
     /// Reads everything anew, at once. Blocks.
@@ -407,9 +442,11 @@ impl Observer {
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     self.overruns += 1;
                     self.changes.all = true;
+                    self.gone.any = true;
                 }
                 Err(_) => {
                     self.changes.all = true;
+                    self.gone.any = true;
                     self.events = subscribe(RECEIVE_BUFFER)?;
                 }
             }
@@ -484,10 +521,11 @@ impl Observer {
     }
 
     fn gone(&mut self, ifindex: u32) {
+        self.gone.links.insert(ifindex);
+        self.changes.links.insert(ifindex);
         if self.tables.links.remove(&ifindex).is_none() {
             return;
         }
-        self.changes.links.insert(ifindex);
         self.changes.routes = true;
         let addresses = self.tables.addresses.len();
         self.tables.addresses.retain(|(of, _)| *of != ifindex);
@@ -524,7 +562,7 @@ impl Observer {
             self.changes = Changes::default();
             self.refresh_after = Instant::now() + started.elapsed() * REFRESH_SHARE;
             let host = self.tables.host();
-            self.unreported |= self.host != host;
+            self.unreported |= self.host != host || !self.gone.is_empty();
             self.host = host;
             return Ok(());
         }
@@ -549,6 +587,7 @@ impl Observer {
             ..Changes::default()
         };
         let changes = std::mem::replace(&mut self.changes, later);
+        self.unreported |= !self.gone.is_empty();
         self.tables.read_peers(&mut self.netlink, &changes.peers);
         for ifindex in changes.links.union(&changes.peers) {
             let now = self.tables.links.get(ifindex);

@@ -6,7 +6,8 @@ use std::{net::IpAddr, num::NonZeroU32};
 use ipnet::IpNet;
 use netspawn_ebpf::wire::{Mac, ether_type};
 
-use super::netlink::{Message, Netlink, Request, attrs, read_ip, read_text, read_u32};
+use super::netlink::{Error, Message, Netlink, Request, attrs, read_ip, read_text, read_u32};
+use crate::gone;
 use crate::model::{Link, Neighbor, Peer, Proxy, Route, Station, Vlan};
 
 /// Bytes of `ifinfomsg`.
@@ -168,6 +169,10 @@ fn vlan(data: &[u8], lower: u32) -> Option<Vlan> {
 }
 
 /// An address of the host and the interface it is on.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the kernel's message does not have is left out, as that of a newer kernel"
+)]
 pub fn address(message: &Message<'_>) -> Option<(u32, IpNet)> {
     let mut found = None;
     for (kind, value) in message.attrs(IFADDRMSG) {
@@ -198,6 +203,10 @@ pub fn concerns_routes(message: &Message<'_>) -> bool {
 
 /// A route that delivers or refuses, unless it is to link-local addresses,
 /// which every port has. Of several next hops it is the first that is alive.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the kernel's message does not have is left out, as that of a newer kernel"
+)]
 pub fn route(message: &Message<'_>) -> Option<Route> {
     if !concerns_routes(message) || message.field(8) & RTNH_F_DEAD != 0 {
         return None;
@@ -325,6 +334,10 @@ pub struct NeighborTable {
 
 /// A table of IPv4 or IPv6 neighbors, with its family. `None` for other tables, and for the
 /// messages that follow each table's with one interface's parameters.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the kernel's message does not have is left out, as that of a newer kernel"
+)]
 pub fn neighbor_table(message: &Message<'_>) -> Option<(i32, NeighborTable)> {
     let family = i32::from(message.byte(0));
     if !matches!(family, libc::AF_INET | libc::AF_INET6) {
@@ -383,34 +396,43 @@ pub fn station(message: &Message<'_>) -> Option<Station> {
 }
 
 /// An Ethernet address; other hardware has longer and shorter ones.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what the kernel's message does not have is left out, as that of a newer kernel"
+)]
 fn mac(bytes: &[u8]) -> Option<Mac> {
     bytes.try_into().ok()
 }
 
-/// The MAC of a veth's other end in another namespace, `None` when it cannot
-/// be asked for or is gone.
-pub fn peer_mac(netlink: &mut Netlink, ifindex: u32, netnsid: i32) -> Option<Mac> {
+/// The MAC of a veth's other end in another namespace, `None` when it is gone, or has none
+/// of Ethernet.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn peer_mac(netlink: &mut Netlink, ifindex: u32, netnsid: i32) -> Result<Option<Mac>, Error> {
     let request = get_link(ifindex).u32(libc::IFLA_TARGET_NETNSID, netnsid as u32);
-    netlink
-        .get(request, |message| {
-            message
-                .attrs(IFINFOMSG)
-                .find(|(kind, _)| *kind == libc::IFLA_ADDRESS)
-                .and_then(|(_, value)| mac(value))
-        })
-        .ok()
+    let found = netlink.get(request, |message| {
+        let mut attrs = message.attrs(IFINFOMSG);
+        let address = attrs.find(|(kind, _)| *kind == libc::IFLA_ADDRESS);
+        Some(address.and_then(|(_, value)| mac(value)))
+    });
+    Ok(gone::namespace(found)?.flatten())
 }
 
-/// The name of a veth's other end in another namespace, `None` when it cannot
-/// be asked for or is gone.
-pub fn peer_name(netlink: &mut Netlink, ifindex: u32, netnsid: i32) -> Option<String> {
+/// The name of a veth's other end in another namespace, `None` when it is gone.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn peer_name(
+    netlink: &mut Netlink,
+    ifindex: u32,
+    netnsid: i32,
+) -> Result<Option<String>, Error> {
     let request = get_link(ifindex).u32(libc::IFLA_TARGET_NETNSID, netnsid as u32);
-    netlink
-        .get(request, |message| {
-            message
-                .attrs(IFINFOMSG)
-                .find(|(kind, _)| *kind == libc::IFLA_IFNAME)
-                .map(|(_, value)| read_text(value))
-        })
-        .ok()
+    gone::namespace(netlink.get(request, |message| {
+        message
+            .attrs(IFINFOMSG)
+            .find(|(kind, _)| *kind == libc::IFLA_IFNAME)
+            .map(|(_, value)| read_text(value))
+    }))
 }

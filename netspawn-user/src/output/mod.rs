@@ -136,6 +136,10 @@ pub fn rate(per_second: f64) -> String {
 }
 
 /// A time to the second.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn time(at: Timestamp) -> String {
     let whole = at.round(jiff::Unit::Second).unwrap_or(at);
     whole.to_string()

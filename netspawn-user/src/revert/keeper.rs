@@ -114,7 +114,7 @@ fn run(global: &Global) -> Result<()> {
     undo(global, &record, &mut file);
     let _ = fs::remove_file(reverting_file(global));
     if let Ok(Turn::Mine(_lock)) = RunDir::new(&global.run_dir).turn()
-        && !Pins::new(&global.bpf_dir).exist()
+        && let Ok(false) = Pins::new(&global.bpf_dir).exist()
     {
         RunDir::new(&global.run_dir).clear();
     }
@@ -188,7 +188,7 @@ fn attempt(global: &Global, record: &Record, tell: impl FnOnce(&Undo)) -> Result
             turn(&run_dir)?
         }
     };
-    let undo = Undo::of(&record.before, &Standing::read(global), record.agent(pid));
+    let undo = Undo::of(&record.before, &Standing::read(global)?, record.agent(pid));
     if undo.is_empty() {
         return Ok(true);
     }
@@ -229,6 +229,10 @@ fn turn(run_dir: &RunDir) -> Result<Option<u32>> {
 }
 
 /// Ends an agent, whose socket goes with it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
+)]
 fn end(run_dir: &RunDir, pid: Pid) -> Result<()> {
     kill(pid, Signal::SIGTERM)?;
     let start = Instant::now();
@@ -249,6 +253,10 @@ fn whole(outcome: Outcome) -> Result<()> {
 }
 
 /// Who has a file locked by flock(2), as /proc/locks has it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
+)]
 fn holder(path: &Path) -> Option<i32> {
     let file = fs::metadata(path).ok()?;
     // As `lock_get_status` in fs/locks.c writes it.

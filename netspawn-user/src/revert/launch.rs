@@ -25,6 +25,10 @@ pub struct Started {
 
 impl Started {
     /// What the process has undone, or is about to; `None` as long as the time is not over.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the keeper goes on whatever happens, and says what went wrong where it can"
+    )]
     pub fn reverted(mut self) -> Option<String> {
         let mut text = String::new();
         self.file.rewind().ok()?;
@@ -58,6 +62,10 @@ pub fn start(global: &Global, record: &Record) -> Result<Started> {
 }
 
 /// The lock goes to the process with the file, which is its standard input.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
+)]
 fn launch(global: &Global, locked: File) -> Result<()> {
     let own = std::env::current_exe().context("cannot find this program")?;
     let mut command = if sd_notify::booted().unwrap_or(false) {

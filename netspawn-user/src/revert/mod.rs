@@ -41,7 +41,7 @@ pub fn begin(
     uplinks: &[(&Link, Mode)],
     turn: &Turn,
 ) -> Result<Option<Started>> {
-    let before = Standing::read(global);
+    let before = Standing::read(global)?;
     let (agent, sources) = match turn {
         Turn::Agent(_) => (Agent::Other, &before.sources),
         Turn::Mine(_) if settings.once => (Agent::None, &settings.sources),
@@ -99,15 +99,19 @@ pub fn settle(global: &Global) {
     if let Some(pending) = Pending::look(global)
         && pending.phase == Phase::Waiting
     {
-        let pid = RunDir::new(&global.run_dir).agent().map(|agent| agent.pid);
-        let now = Standing::read(global);
-        let agent = pending.record.agent(pid);
-        if Undo::of(&pending.record.before, &now, agent).is_empty() {
-            pending.remove(global);
-        } else {
-            tracing::warn!("{}", pending.words(global));
+        match is_undone(global, &pending) {
+            Ok(true) => drop(pending.remove(global)),
+            Ok(false) => tracing::warn!("{}", pending.words(global)),
+            Err(error) => tracing::warn!("{}; {error:#}", pending.words(global)),
         }
     }
+}
+
+fn is_undone(global: &Global, pending: &Pending) -> Result<bool> {
+    let agent = RunDir::new(&global.run_dir).agent()?;
+    let now = Standing::read(global)?;
+    let agent = pending.record.agent(agent.map(|agent| agent.pid));
+    Ok(Undo::of(&pending.record.before, &now, agent).is_empty())
 }
 
 /// What `confirm` keeps: all that is attached.
@@ -137,7 +141,7 @@ pub fn confirm(global: &Global) -> Result<Kept> {
         bail!("too late: the time is over, and what was attached is being undone");
     }
     Ok(Kept {
-        kept: Standing::read(global).uplinks,
+        kept: Standing::read(global)?.uplinks,
     })
 }
 
@@ -181,12 +185,20 @@ fn confirm_line(global: &Global) -> String {
 }
 
 /// `1m 30s`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
+)]
 fn brief(time: impl TryInto<SignedDuration>) -> String {
     let time = time.try_into().unwrap_or(SignedDuration::MAX);
     format!("{:#}", time.round(jiff::Unit::Second).unwrap_or(time))
 }
 
 /// `12:34:56 UTC`, that time from now.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
+)]
 fn clock_time(time: impl TryInto<SignedDuration>) -> String {
     let time = time.try_into().unwrap_or(SignedDuration::ZERO);
     (Timestamp::now() + time)

@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     cli::{Global, Mode},
     control::RunDir,
     datapath::{object::Sizes, pins::Pins},
+    gone,
     model::Link,
     source::Source,
 };
@@ -46,12 +48,16 @@ pub struct Standing {
 impl Standing {
     /// Reads what is pinned and recorded. To be believed as long as nobody
     /// attaches meanwhile.
-    pub fn read(global: &Global) -> Self {
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn read(global: &Global) -> Result<Self> {
         let pins = Pins::new(&global.bpf_dir);
-        let uplinks = pins.uplinks().into_iter();
-        Standing {
-            pinned: pins.exist(),
-            whole: pins.guard().exists() && Sizes::pinned(&pins.maps()).is_some(),
+        let uplinks = pins.uplinks()?.into_iter();
+        let guard = gone::is_there(&pins.guard()).context("cannot look for the guard")?;
+        Ok(Standing {
+            pinned: pins.exist()?,
+            whole: guard && Sizes::pinned(&pins.maps())?.is_some(),
             uplinks: uplinks
                 .filter(|uplink| !uplink.follows)
                 .map(|uplink| Attached {
@@ -60,8 +66,8 @@ impl Standing {
                     mode: if uplink.xdp { Mode::Xdp } else { Mode::Tc },
                 })
                 .collect(),
-            sources: RunDir::new(&global.run_dir).sources(),
-        }
+            sources: RunDir::new(&global.run_dir).sources()?,
+        })
     }
 
     /// What it will be once these uplinks are attached; `sources` are those of the

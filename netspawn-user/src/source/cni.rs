@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use super::engine::Machine;
 use crate::{
     driver::cni::attachment::{self, Port},
+    gone,
     model::Host,
-    problem::Problem,
+    problem::{Fault, Problem},
 };
 
 /// The folder in RUNDIR.
@@ -27,9 +28,21 @@ impl Cni {
     /// # Errors
     /// When the files cannot be read.
     pub fn read(&mut self, run_dir: &Path, host: &Host) -> Result<Vec<Machine>, Problem> {
+        let folder = folder(run_dir);
+        let there = gone::is_there(&folder).map_err(|error| {
+            Fault::new(format!("cannot be looked for: {error}"), "").at(&folder, None, None)
+        })?;
+        if !there && !self.ports.is_empty() {
+            return Err(Fault::new(
+                "is gone; the containers that were written down in it are served on",
+                "their runtime's next call makes it again",
+            )
+            .at(&folder, None, None));
+        }
+        let attachments = attachment::list(run_dir)?;
         self.ports.clear();
         let mut machines = Vec::new();
-        for attachment in attachment::list(run_dir)? {
+        for attachment in attachments {
             let there = attachment.port.is_there(host);
             self.ports.push((attachment.port, there));
             if there {

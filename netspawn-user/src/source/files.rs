@@ -7,12 +7,14 @@
 //! declarations: editors and [`write_machine`] keep their drafts there.
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File, Permissions},
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -21,7 +23,7 @@ use serde::Serialize;
 use super::layers::{Keys, Layer, Layers};
 use crate::{
     document::{self, Document},
-    fields,
+    fields, gone,
     model::{Declaration, DisplayMac, SourceKind},
     problem::{Fault, Problem},
 };
@@ -92,7 +94,52 @@ pub fn parse(path: &Path, text: &str) -> Result<Keys, Vec<Problem>> {
 /// The two folders.
 #[derive(Debug)]
 pub struct Files {
-    folders: [(SourceKind, PathBuf); 2],
+    folders: [(SourceKind, Folder); 2],
+}
+
+/// A folder of declarations.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    /// Whether something was declared in it when it was last read.
+    declared: Cell<bool>,
+}
+
+impl Folder {
+    /// Nothing is read yet.
+    pub(super) fn new(path: PathBuf) -> Self {
+        Folder {
+            path,
+            declared: Cell::new(false),
+        }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files whose names end so, sorted; none when it does not exist.
+    ///
+    /// # Errors
+    /// When it cannot be listed; and when it does not exist any more after something was
+    /// declared in it: a file system that is not mounted withdraws nobody.
+    pub(super) fn list(&self, extension: &str) -> Result<BTreeSet<PathBuf>, Problem> {
+        let paths = list(&self.path, extension)?;
+        if paths.is_none() && self.declared.get() {
+            return Err(Fault::new(
+                "is gone; what was declared in it holds on",
+                format!(
+                    "make it again (`mkdir -p {}`): what is not in it then is withdrawn",
+                    self.path.display()
+                ),
+            )
+            .at(&self.path, None, None));
+        }
+        let paths = paths.unwrap_or_default();
+        self.declared.set(!paths.is_empty());
+        Ok(paths)
+    }
 }
 
 impl Files {
@@ -100,24 +147,25 @@ impl Files {
     pub fn new(config_dir: &Path, run_dir: &Path) -> Self {
         Files {
             folders: [
-                (SourceKind::Run, run_dir.join(FOLDER)),
-                (SourceKind::Config, config_dir.join(FOLDER)),
+                (SourceKind::Run, Folder::new(run_dir.join(FOLDER))),
+                (SourceKind::Config, Folder::new(config_dir.join(FOLDER))),
             ],
         }
     }
 
     /// The folders that are read.
-    pub fn folders(&self) -> impl Iterator<Item = PathBuf> + use<> {
-        self.folders.clone().into_iter().map(|(_, path)| path)
+    pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
+        let folders = self.folders.iter();
+        folders.map(|(_, folder)| folder.path().to_owned())
     }
 
     /// Reads everything.
     pub fn read(&self, layers: &mut Layers) {
         for (kind, folder) in &self.folders {
-            let paths = match list(folder, "toml") {
+            let paths = match folder.list("toml") {
                 Ok(paths) => paths,
                 Err(problem) => {
-                    layers.unlisted(*kind, folder.clone(), problem);
+                    layers.unlisted(*kind, folder.path().to_owned(), problem);
                     continue;
                 }
             };
@@ -158,24 +206,21 @@ pub fn machine_path(dir: &Path, name: &str) -> PathBuf {
     dir.join(FOLDER).join(format!("{name}.toml"))
 }
 
-/// The files of a folder whose names end so, sorted; none when it does not
-/// exist.
-pub(super) fn list(folder: &Path, extension: &str) -> Result<BTreeSet<PathBuf>, Problem> {
+/// The files of a folder whose names end so, sorted; `None` when it does not exist.
+fn list(folder: &Path, extension: &str) -> Result<Option<BTreeSet<PathBuf>>, Problem> {
     let problem = |error: io::Error| {
         Fault::new(
             format!("cannot be listed: {error}"),
-            "see that it is a folder that root can read",
+            "see that it is a directory that root can read",
         )
         .at(folder, None, None)
     };
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(problem(error)),
+    let Some(entries) = gone::list(folder).map_err(problem)? else {
+        return Ok(None);
     };
     let mut paths = BTreeSet::new();
     for entry in entries {
-        let path = entry.map_err(problem)?.path();
+        let path = entry.path();
         let draft = path
             .file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
@@ -183,7 +228,7 @@ pub(super) fn list(folder: &Path, extension: &str) -> Result<BTreeSet<PathBuf>, 
             paths.insert(path);
         }
     }
-    Ok(paths)
+    Ok(Some(paths))
 }
 
 /// The machine that a file is named after.
@@ -309,6 +354,37 @@ pub(crate) fn draft(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTemp
     Ok(draft)
 }
 
+/// How old a draft is that nobody writes any more.
+const STALE: Duration = Duration::from_secs(60);
+
+/// Removes what those have left in a folder who were killed while they wrote a [`draft`].
+///
+/// # Errors
+/// When it cannot be listed, or a draft cannot be removed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a time that lies ahead is no age; the kernel is not asked"
+)]
+pub(crate) fn sweep_drafts(folder: &Path) -> io::Result<()> {
+    for entry in gone::list(folder)?.into_iter().flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if !name.starts_with(b".") || !name.ends_with(b".draft") {
+            continue;
+        }
+        let Some(data) = gone::path(entry.metadata())? else {
+            continue;
+        };
+        // One from the future is of a clock that was set.
+        let age = data.modified()?.elapsed();
+        if age.is_ok_and(|age| age < STALE) {
+            continue;
+        }
+        gone::path(fs::remove_file(entry.path()))?;
+    }
+    Ok(())
+}
+
 fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("."))
 }
@@ -334,7 +410,8 @@ pub enum Removed {
 pub fn remove_machine(run_dir: &Path, config_dir: &Path, name: &str) -> anyhow::Result<Removed> {
     let path = machine_path(run_dir, name);
     let configured = machine_path(config_dir, name);
-    let still = configured.symlink_metadata().is_ok();
+    let still = gone::is_there(&configured)
+        .with_context(|| format!("cannot look for {}", configured.display()))?;
     match fs::remove_file(&path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound && still => bail!(
@@ -660,6 +737,44 @@ mod tests {
         assert_eq!(snapshot.declarations, good);
         assert!(snapshot.keeps("other").is_some());
         assert_eq!(snapshot.problems.len(), 1);
+    }
+
+    #[test]
+    fn drafts_of_the_dead_are_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = File::create(folder.path().join(".a.draft")).unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * STALE;
+        old.set_modified(long_ago).unwrap();
+        for name in [".b.draft", ".c", "d.draft"] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            if name != ".b.draft" {
+                file.set_modified(long_ago).unwrap();
+            }
+        }
+        sweep_drafts(folder.path()).unwrap();
+        let left = gone::list(folder.path()).unwrap().unwrap().into_iter();
+        let left: BTreeSet<_> = left.map(|entry| entry.file_name()).collect();
+        assert_eq!(left, [".b.draft", ".c", "d.draft"].map(Into::into).into());
+        sweep_drafts(&folder.path().join("none")).unwrap();
+    }
+
+    #[test]
+    fn folder_that_is_gone_loses_nothing_until_it_is_made_again() {
+        let mut dirs = Dirs::new();
+        dirs.config("web", &document::uncommented(PACKAGED));
+        let good = dirs.read().declarations;
+        fs::remove_dir_all(dirs.config.join(FOLDER)).unwrap();
+        for _ in 0..2 {
+            let snapshot = dirs.read();
+            assert_eq!(snapshot.declarations, good);
+            assert_eq!(snapshot.problems.len(), 1);
+        }
+        fs::create_dir(dirs.config.join(FOLDER)).unwrap();
+        let snapshot = dirs.read();
+        assert!(snapshot.declarations.is_empty() && snapshot.problems.is_empty());
+        // It has nothing to lose now.
+        fs::remove_dir(dirs.config.join(FOLDER)).unwrap();
+        assert!(dirs.read().problems.is_empty());
     }
 
     #[test]

@@ -364,6 +364,10 @@ impl<'a> Surveyor<'a> {
 
     /// Names the machines after their ports: as systemd-nspawn names ports
     /// after machines, else the port's own name, also where two have the same.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn name(&self, ports: BTreeMap<u32, (Vec<Route>, BTreeSet<Mac>)>, survey: &mut Survey) {
         let mut usual: BTreeMap<String, u32> = BTreeMap::new();
         for ifindex in ports.keys() {
@@ -423,6 +427,10 @@ fn is_bridge(link: &Link) -> bool {
 }
 
 /// Whether a machine can own it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn is_ownable(prefix: &IpNet) -> bool {
     fields::prefix(&prefix.to_string()).is_ok()
 }
@@ -436,6 +444,10 @@ fn hop(route: &Route) -> Option<IpAddr> {
 
 /// The machine whose port systemd-nspawn names so. Names too long for an
 /// interface are alternative names.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn nspawn_name(link: &Link) -> Option<String> {
     let names = link.alt_names.iter().chain([&link.name]);
     names

@@ -17,7 +17,11 @@ use self::links::{Event, Kernel, Machines};
 use super::Registered;
 use crate::{
     model::{Host, Peer},
-    net::{namespace, netlink::Netlink, read},
+    net::{
+        namespace,
+        netlink::{Error, Netlink},
+        read,
+    },
 };
 
 /// How long the first answer is waited for. It comes in milliseconds, or in
@@ -111,32 +115,54 @@ impl Machined {
         while let Ok(event) = self.events.try_recv() {
             self.machines.apply(event);
         }
-        self.machines.registered(host, &mut Live { netlink: None })
+        let mut kernel = Live {
+            netlink: None,
+            failure: None,
+        };
+        let mut registered = self.machines.registered(host, &mut kernel);
+        if let Some(error) = kernel.failure {
+            // Until it can be asked, machines keep the ports that the maps have for them.
+            tracing::warn!("cannot look for the ports of machines: {error}");
+            registered.told = false;
+        }
+        registered
     }
 }
 
 /// The kernel, asked over a socket that is opened when it is needed.
 struct Live {
     netlink: Option<Netlink>,
+    /// What it did not answer.
+    failure: Option<Error>,
 }
 
 impl Live {
-    fn netlink(&mut self) -> Option<&mut Netlink> {
-        if self.netlink.is_none() {
-            self.netlink = Netlink::open()
-                .inspect_err(|error| tracing::debug!("cannot look for links: {error}"))
-                .ok();
-        }
-        self.netlink.as_mut()
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is logged or kept, and machines keep their ports"
+    )]
+    fn ask<T>(
+        &mut self,
+        question: impl FnOnce(&mut Netlink) -> Result<Option<T>, Error>,
+    ) -> Option<T> {
+        let answer = match &mut self.netlink {
+            Some(netlink) => question(netlink),
+            None => Netlink::open().and_then(|netlink| question(self.netlink.insert(netlink))),
+        };
+        answer.unwrap_or_else(|error| {
+            self.failure = Some(error);
+            None
+        })
     }
 }
 
 impl Kernel for Live {
     fn namespace_id(&mut self, pid: u32) -> Option<i32> {
-        namespace::id_of_process(self.netlink()?, pid)
+        self.ask(|netlink| namespace::id_of_process(netlink, pid))
     }
 
     fn peer_name(&mut self, peer: Peer) -> Option<String> {
-        read::peer_name(self.netlink()?, peer.ifindex, peer.netnsid?)
+        let netnsid = peer.netnsid?;
+        self.ask(|netlink| read::peer_name(netlink, peer.ifindex, netnsid))
     }
 }

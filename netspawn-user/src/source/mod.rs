@@ -25,7 +25,7 @@ pub use files::parse as parse_machine;
 pub use files::{
     Created, Removed, create_machine, machine_path, remove_machine, text_of, write_machine,
 };
-pub(crate) use files::{draft, replace};
+pub(crate) use files::{draft, replace, sweep_drafts};
 pub use nspawn::parse as parse_nspawn;
 pub(crate) use nspawn::syntax;
 pub use watch::Watcher;
@@ -39,6 +39,7 @@ use self::{
     nspawn::NspawnFiles,
 };
 use crate::{
+    driver::cni::attachment,
     model::{Declaration, Host, SourceKind},
     problem::{Fault, Problem, did_you_mean},
 };
@@ -155,6 +156,8 @@ pub struct Snapshot {
     /// Ports of the machines that engines run, by machine; `None` for one that has
     /// none yet.
     pub placed: BTreeMap<String, Option<u32>>,
+    /// Why ports could not be looked for: then nothing is to be done until they can be.
+    pub unplaced: Option<String>,
 }
 
 /// What systemd-machined says of the links of machines.
@@ -225,6 +228,8 @@ pub struct Sources {
     run_dir: PathBuf,
     /// What engines have just said; else what is kept counts.
     asked: BTreeMap<Source, Vec<Machine>>,
+    /// What is kept of engines, as it was last read.
+    engines: BTreeMap<Source, Vec<Machine>>,
     places: Places,
     last_good: BTreeMap<String, Declaration>,
 }
@@ -244,6 +249,7 @@ impl Sources {
             cni: Cni::default(),
             run_dir: run_dir.to_owned(),
             asked: BTreeMap::new(),
+            engines: BTreeMap::new(),
             places: Places::default(),
             last_good: BTreeMap::new(),
         }
@@ -290,8 +296,31 @@ impl Sources {
             }
         }
         self.last_good = snapshot.declarations.clone();
-        snapshot.placed = self.placed(host);
+        self.place(&mut snapshot, host);
         snapshot
+    }
+
+    /// Removes what those have left in RUNDIR who were killed while they wrote there.
+    pub fn sweep(&self) {
+        for folder in [
+            self.run_dir.join("machines"),
+            cni::folder(&self.run_dir),
+            attachment::begun_folder(&self.run_dir),
+            engine::folder(&self.run_dir),
+        ] {
+            if let Err(error) = sweep_drafts(&folder) {
+                tracing::warn!("cannot sweep {}: {error}", folder.display());
+            }
+        }
+    }
+
+    /// Writes what engines were last known to say into RUNDIR, which somebody has removed.
+    pub fn keep_engines(&self) {
+        for (source, machines) in &self.engines {
+            if let Err(error) = engine::keep(&self.run_dir, *source, machines) {
+                tracing::warn!("cannot keep what {} says: {error}", source.name());
+            }
+        }
     }
 
     /// Whether a change of the host's network may have changed what is declared.
@@ -300,9 +329,10 @@ impl Sources {
             || self.enabled.contains(&Source::Cni) && self.cni.differs(host)
     }
 
-    /// [`Snapshot::placed`], of the machines that were last read.
-    pub fn placed(&mut self, host: &Host) -> BTreeMap<String, Option<u32>> {
-        self.places.ports(host)
+    /// Looks for [`Snapshot::placed`], of the machines that were last read.
+    pub fn place(&mut self, snapshot: &mut Snapshot, host: &Host) {
+        snapshot.placed = self.places.ports(host);
+        snapshot.unplaced = self.places.failure().map(str::to_owned);
     }
 
     fn read_engines(&mut self, host: &Host, layers: &mut Layers) {
@@ -316,7 +346,9 @@ impl Sources {
             let machines = match self.asked.get(&source) {
                 Some(machines) => Ok(machines.clone()),
                 None if source == Source::Cni => self.cni.read(&self.run_dir, host),
-                None => engine::read(&self.run_dir, source),
+                None => engine::read(&self.run_dir, source).inspect(|machines| {
+                    self.engines.insert(source, machines.clone());
+                }),
             };
             match machines {
                 Ok(machines) => places.extend(engine::lay(source, machines, &mut taken, layers)),

@@ -24,7 +24,7 @@ use ipnet::IpNet;
 
 use self::syntax::{Item, Value};
 use super::{
-    files::{list, name_of},
+    files::{Folder, name_of},
     layers::{Keys, Layer, Layers},
 };
 use crate::{
@@ -49,7 +49,7 @@ const KNOWN: &[&str] = &[
 #[derive(Debug)]
 pub struct NspawnFiles {
     /// The first that has a machine's file wins, as systemd-nspawn has it.
-    folders: [PathBuf; 2],
+    folders: [Folder; 2],
 }
 
 impl NspawnFiles {
@@ -60,12 +60,14 @@ impl NspawnFiles {
 
     /// Other folders in their place.
     pub fn at(folders: [PathBuf; 2]) -> Self {
-        NspawnFiles { folders }
+        NspawnFiles {
+            folders: folders.map(Folder::new),
+        }
     }
 
     /// The folders that are read.
-    pub fn folders(&self) -> impl Iterator<Item = PathBuf> + use<> {
-        self.folders.clone().into_iter()
+    pub fn folders(&self) -> impl Iterator<Item = PathBuf> {
+        self.folders.iter().map(|folder| folder.path().to_owned())
     }
 
     /// Reads everything.
@@ -91,10 +93,11 @@ impl NspawnFiles {
     fn first_of_each(&self, layers: &mut Layers) -> Vec<(PathBuf, Result<Vec<u8>, Problem>)> {
         let mut found = BTreeMap::new();
         for folder in &self.folders {
-            let paths = match list(folder, "nspawn") {
+            let paths = match folder.list("nspawn") {
                 Ok(paths) => paths,
                 Err(problem) => {
-                    layers.unlisted(SourceKind::Nspawn, folder.clone(), problem);
+                    let path = folder.path().to_owned();
+                    layers.unlisted(SourceKind::Nspawn, path, problem);
                     // What it hides in the next folder is not known.
                     break;
                 }
@@ -221,6 +224,10 @@ impl Section {
         self.faults.push((line, field.map(str::to_owned), fault));
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn check<T>(&mut self, line: usize, field: &str, result: Result<T, Fault>) -> Option<T> {
         result
             .map_err(|fault| self.fault(line, Some(field), fault))

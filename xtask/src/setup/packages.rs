@@ -43,6 +43,10 @@ const PACKAGES: &[(&str, &str)] = &[
         "qemu-system-x86",
         "guests with other kernels, by software emulation",
     ),
+    (
+        "strace",
+        "has system calls of the program fail, one at a time",
+    ),
     ("systemd-container", "systemd-nspawn and machined"),
     ("tcpdump", "shows and records what is on the wire"),
     ("thc-ipv6", "attacks of a guest on neighbor discovery"),

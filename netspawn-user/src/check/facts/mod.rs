@@ -160,6 +160,10 @@ impl Facts {
 ///
 /// # Errors
 /// When the host's network cannot be read.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read is unknown to `check`, which then says nothing of it"
+)]
 pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Result<Facts> {
     let root = nix::unistd::geteuid().is_root();
     let pins = Pins::new(&global.bpf_dir);
@@ -187,14 +191,23 @@ pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Re
             if facts.other_namespace.is_empty() {
                 facts.unreadable = Some(text(&error));
             }
-            nothing_attached(run_dir.sources())?
+            nothing_attached(run_dir.sources().unwrap_or_else(|error| {
+                facts.faults.push(text(&error));
+                Source::DEFAULT.into()
+            }))?
         }
     };
+    let recorded = pins.uplinks().unwrap_or_else(|error| {
+        if facts.other_namespace.is_empty() {
+            facts.unreadable.get_or_insert(text(&error));
+        }
+        Vec::new()
+    });
     facts.attached = !view.uplinks.is_empty();
     if let (false, Some(named)) = (facts.attached, &config.attach.source) {
         view.sources = named.iter().copied().collect();
     }
-    facts.uplinks = uplinks::find(&view, &config, &pins, named);
+    facts.uplinks = uplinks::find(&view, &config, &recorded, named);
     if root {
         uplinks::read_others(&mut facts.uplinks, &pins);
     }
@@ -278,6 +291,10 @@ fn reached(view: &View, desired: &Desired) -> BTreeSet<String> {
 }
 
 /// Reads the settings of all, of uplinks and of ports.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read is unknown to `check`, which then says nothing of it"
+)]
 fn settings(facts: &Facts) -> Settings {
     const EACH: [&str; 5] = [
         "ipv4/conf/{}/proxy_arp",

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    gone,
     model::{Host, Route},
     net::{
         netlink::{Netlink, Request, read_u32},
@@ -179,9 +180,15 @@ fn drop_ins(folders: &[PathBuf], name: &str, list: impl Fn(&Path) -> Vec<String>
     files.into_values().collect()
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read is unknown to `check`, which then says nothing of it"
+)]
 fn list(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let entries = gone::list(folder).unwrap_or_default();
     entries
+        .into_iter()
+        .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
 }
@@ -196,6 +203,10 @@ pub fn boolean(text: &str) -> Option<bool> {
 }
 
 /// Reads all of it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read is unknown to `check`, which then says nothing of it"
+)]
 pub fn read(host: &Host) -> Networkd {
     let folders = FOLDERS.map(PathBuf::from);
     let mut conf = Unit::default();
@@ -219,6 +230,10 @@ pub fn read(host: &Host) -> Networkd {
 }
 
 /// Links that networkd has a file for, unless that says that all is to be kept.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read is unknown to `check`, which then says nothing of it"
+)]
 fn managed(host: &Host, folders: &[PathBuf]) -> BTreeMap<u32, PathBuf> {
     let file = |ifindex: &u32| {
         let state = fs::read_to_string(Path::new(LINKS).join(ifindex.to_string())).ok()?;
@@ -275,6 +290,10 @@ fn foreign_rules() -> Result<BTreeSet<u32>, crate::net::Error> {
 }
 
 /// What the file for `ve-*` has that ports should not have.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read is unknown to `check`, which then says nothing of it"
+)]
 fn port_file(folders: &[PathBuf]) -> Option<PortFile> {
     let read = |path: &Path| fs::read(path).ok();
     let (path, unit) = file_for_veth(folders, list, read, "ve-any", false)?;

@@ -14,7 +14,7 @@ use crate::{
             others::{Others, others},
             outermost, uplink_check,
         },
-        pins::Pins,
+        pins::{Pins, Uplink as Recorded},
         plane::LINKS,
     },
     model::{Host, Link},
@@ -46,8 +46,16 @@ pub struct Uplink {
 
 /// The one named; else those attached; else those of netspawn.toml; else those
 /// of the default routes.
-pub fn find(view: &View, config: &Config, pins: &Pins, named: Option<&str>) -> Vec<Uplink> {
-    let recorded = pins.uplinks();
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read is unknown to `check`, which then says nothing of it"
+)]
+pub fn find(
+    view: &View,
+    config: &Config,
+    recorded: &[Recorded],
+    named: Option<&str>,
+) -> Vec<Uplink> {
     let names: Vec<String> = match named {
         Some(name) => vec![name.to_owned()],
         None => {
@@ -94,6 +102,10 @@ pub fn find(view: &View, config: &Config, pins: &Pins, named: Option<&str>) -> V
     uplinks
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read is unknown to `check`, which then says nothing of it"
+)]
 fn read(link: &Link, view: &View, config: &Config, ethtool: Option<&mut Ethtool>) -> Uplink {
     let attached = view.uplinks.iter().find(|up| up.ifindex == link.ifindex);
     let mut uplink = Uplink {

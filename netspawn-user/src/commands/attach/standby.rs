@@ -44,7 +44,7 @@ pub fn wait(run_dir: &RunDir, pins: &Pins, uplinks: &[String]) -> Result<bool> {
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    let attached = pins.uplinks();
+    let attached = pins.uplinks()?;
     Ok(attached.iter().any(|uplink| uplinks.contains(&uplink.name)))
 }
 

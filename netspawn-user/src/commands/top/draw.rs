@@ -373,6 +373,10 @@ fn number(text: String) -> Cell<'static> {
 
 /// Packets a second in and out as bars, the last look first: what finds no room is
 /// what is oldest.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be shown is left out of the screen, until the next time"
+)]
 fn bars(machine: &Machine, count: usize) -> String {
     let packets = machine.history.iter().rev().take(count);
     let packets: Vec<u64> = packets
@@ -446,6 +450,10 @@ fn loud() -> Style {
     Style::new().fg(Color::Red).bold().reversed()
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be shown is left out of the screen, until the next time"
+)]
 fn help(frame: &mut Frame<'_>, over: Rect) {
     const TEXT: &str = "\
  q, Ctrl-C      end

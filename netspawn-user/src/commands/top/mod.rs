@@ -71,11 +71,16 @@ pub fn run(global: &Global, args: &TopArgs) -> Result<Outcome> {
 
 /// Keeps the process id of the agent. On a thread of its own, because an agent
 /// that hangs must not hold the screen up.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be shown is left out of the screen, until the next time"
+)]
 fn ask(run_dir: RunDir) -> watch::Receiver<Option<u32>> {
     let (tell, told) = watch::channel(None);
     thread::spawn(move || {
         while !tell.is_closed() {
-            let pid = run_dir.agent().map(|agent| agent.pid);
+            // One that does not answer is as good as none to who watches.
+            let pid = run_dir.agent().ok().flatten().map(|agent| agent.pid);
             tell.send_if_modified(|known| std::mem::replace(known, pid) != pid);
             thread::sleep(ASK);
         }
@@ -193,7 +198,7 @@ impl<'a> Top<'a> {
             .is_none_or(|at| now.duration_since(at) >= DESCRIBE);
         if changed || due {
             self.machines.describe(&meter.state()?);
-            self.uplinks = meter.uplinks();
+            self.uplinks = meter.uplinks()?;
             self.described = Some(now);
         }
         self.problem = None;
@@ -267,6 +272,10 @@ impl<'a> Top<'a> {
 }
 
 /// The name of an interface, `-` without one.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be shown is left out of the screen, until the next time"
+)]
 fn interface(ifindex: u32) -> String {
     let name = if_indextoname(ifindex).ok();
     let name = name.and_then(|name| name.into_string().ok());

@@ -93,6 +93,10 @@ pub(in crate::datapath) fn empty() -> bpf_attr {
 }
 
 /// Calls `bpf(2)`. Whatever `attr` points at must outlive the call.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a program's name is for messages"
+)]
 pub(in crate::datapath) fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: `attr` is a whole `bpf_attr`, and the pointers that callers put
     // into it point to what outlives the call.
@@ -225,6 +229,10 @@ pub fn is_jited(program: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// The name that a program was loaded with, cut to 15 bytes; `None` when the
 /// program is gone.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a program's name is for messages"
+)]
 pub fn program_name(id: u32) -> Option<String> {
     let mut attr = empty();
     attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;

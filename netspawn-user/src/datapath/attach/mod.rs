@@ -23,7 +23,10 @@ pub use ports::{Guard, PortState, Ports};
 pub use tc::{HANDLE, NAME, PRIORITY, block};
 pub use uplink::{Change, Means, UplinkProgram, Uplinks};
 
-use crate::net::netlink;
+use crate::{
+    gone,
+    net::{interface, netlink},
+};
 
 /// An attachment that could not be made, read or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -143,13 +146,9 @@ impl std::error::Error for Errors {}
 
 /// An interface's name for messages.
 fn interface_name(ifindex: u32) -> String {
-    let mut name = [0u8; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the size that the call is documented to fill.
-    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
-    if found.is_null() {
-        format!("interface {ifindex}")
-    } else {
-        netlink::read_text(&name)
+    match interface::name_of(ifindex) {
+        Ok(Some(name)) => name,
+        Ok(None) | Err(_) => format!("interface {ifindex}"),
     }
 }
 
@@ -183,12 +182,9 @@ fn at(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// What hangs on an interface by tcx; nothing when the interface is gone or
 /// the kernel has no tcx.
 fn tcx_programs(ifindex: u32, hook: bpf::Hook) -> Result<Vec<bpf::Attached>, Error> {
-    match bpf::tcx_query(ifindex, hook) {
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(Vec::new()),
-        result => Ok(result
-            .map_err(bpf_on(ifindex, "list its tcx programs"))?
-            .unwrap_or_default()),
-    }
+    let programs = gone::interface(bpf::tcx_query(ifindex, hook))
+        .map_err(bpf_on(ifindex, "list its tcx programs"))?;
+    Ok(programs.flatten().unwrap_or_default())
 }
 
 /// A pinned link and what the kernel says of it.
@@ -208,11 +204,8 @@ impl PinnedLink {
 
     /// Takes the program off and removes the pin.
     fn remove(self, path: &Path) -> Result<(), Error> {
-        match bpf::link_detach(self.fd.as_fd()) {
-            // Its interface is gone.
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
-            result => result.map_err(at(path, "detach the pinned link"))?,
-        }
+        gone::attachment(bpf::link_detach(self.fd.as_fd()))
+            .map_err(at(path, "detach the pinned link"))?;
         fs::remove_file(path).map_err(at(path, "remove the pin"))
     }
 }

@@ -42,6 +42,10 @@ pub struct Others {
 ///
 /// # Errors
 /// When the kernel does not tell.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "one that has just gone cannot be opened, and holds nothing"
+)]
 pub fn others(ifindex: u32, pins: &[(Hook, PathBuf)]) -> Result<Others, Error> {
     let mut netlink = Netlink::open().map_err(on(ifindex, "read its programs"))?;
     let links: Vec<_> = pins
@@ -55,8 +59,9 @@ pub fn others(ifindex: u32, pins: &[(Hook, PathBuf)]) -> Result<Others, Error> {
         .map(|program| program.program)
         .collect();
     let others = |program: &u32| !ours.contains(program);
+    // One that has just gone cannot be opened, and holds nothing.
     let linked: Vec<u32> = loaded_links()
-        .flatten()
+        .filter_map(Result::ok)
         .map(|link| link.program_id())
         .collect();
     let slots = xdp_slots(&mut netlink, ifindex).map_err(on(ifindex, "read its XDP programs"))?;

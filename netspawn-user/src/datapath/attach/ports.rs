@@ -17,7 +17,10 @@ use super::{
     bpf::{self, Attached, Hook, Place},
     bpf_on, interface_name, on, tc, tcx_programs,
 };
-use crate::net::netlink::{self, Netlink};
+use crate::{
+    gone,
+    net::netlink::{self, Netlink},
+};
 
 /// Pins are named by this and the ifindex.
 const PIN_PREFIX: &str = "port-";
@@ -191,28 +194,24 @@ impl Ports {
 
     fn leave_block(&mut self, ifindex: u32) -> Result<bool, Error> {
         let action = "delete its ingress qdisc";
-        match tc::qdisc(&mut self.netlink, ifindex) {
-            Ok(Some(qdisc)) if qdisc.is_ours() => {}
-            Ok(_) => return Ok(false),
-            Err(error) => return gone(error).map_err(on(ifindex, "read its ingress qdisc")),
+        let qdisc = gone::qdisc(tc::qdisc(&mut self.netlink, ifindex))
+            .map_err(on(ifindex, "read its ingress qdisc"))?;
+        if !qdisc.flatten().is_some_and(|qdisc| qdisc.is_ours()) {
+            return Ok(false);
         }
-        match tc::leave_block(&mut self.netlink, ifindex) {
-            Ok(()) => Ok(true),
-            Err(error) => gone(error).map_err(on(ifindex, action)),
-        }
+        let left = gone::qdisc(tc::leave_block(&mut self.netlink, ifindex));
+        Ok(left.map_err(on(ifindex, action))?.is_some())
     }
 
     fn remove_filter(&mut self, ifindex: u32) -> Result<bool, Error> {
         let parent = tc::Parent::Port(ifindex);
-        match tc::filter(&mut self.netlink, parent) {
-            Ok(Some(filter)) if filter.is_ours() => {}
-            Ok(_) => return Ok(false),
-            Err(error) => return gone(error).map_err(on(ifindex, "read its filters")),
+        let filter = gone::qdisc(tc::filter(&mut self.netlink, parent))
+            .map_err(on(ifindex, "read its filters"))?;
+        if !filter.flatten().is_some_and(|filter| filter.is_ours()) {
+            return Ok(false);
         }
-        match tc::delete_filter(&mut self.netlink, parent) {
-            Ok(()) => Ok(true),
-            Err(error) => gone(error).map_err(on(ifindex, "delete its filter")),
-        }
+        let deleted = gone::qdisc(tc::delete_filter(&mut self.netlink, parent));
+        Ok(deleted.map_err(on(ifindex, "delete its filter"))?.is_some())
     }
 
     /// What guards which port, by dump. Pins of ports that are gone are
@@ -417,14 +416,14 @@ impl Ports {
         self.pins.join(format!("{PIN_PREFIX}{ifindex}"))
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn pins(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
-        let entries = match fs::read_dir(&self.pins) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(at(&self.pins, "list the folder"))?,
-        };
+        let entries = gone::list(&self.pins).map_err(at(&self.pins, "list the directory"))?;
         let mut pins = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(at(&self.pins, "list the folder"))?;
+        for entry in entries.into_iter().flatten() {
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.strip_prefix(PIN_PREFIX));
             if let Some(ifindex) = number.and_then(|number| number.parse().ok()) {
@@ -439,17 +438,7 @@ fn replace_link(path: &Path, program: BorrowedFd<'_>) -> Result<(), Error> {
     let Some(link) = PinnedLink::open(path)? else {
         return Ok(());
     };
-    match bpf::link_update(link.fd.as_fd(), program) {
-        // Its interface is gone.
-        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
-        result => result.map_err(at(path, "replace the program")),
-    }
-}
-
-/// An interface that is gone took everything along; `false`: nothing removed.
-fn gone(error: netlink::Error) -> Result<bool, netlink::Error> {
-    match error.errno() {
-        Some(libc::ENODEV | libc::ENOENT) => Ok(false),
-        _ => Err(error),
-    }
+    gone::attachment(bpf::link_update(link.fd.as_fd(), program))
+        .map(drop)
+        .map_err(at(path, "replace the program"))
 }

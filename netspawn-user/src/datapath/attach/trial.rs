@@ -20,6 +20,10 @@ const LOOPBACK: u32 = 1;
 /// # Errors
 /// What the kernel refuses, and what was tried; a trial that cannot be made
 /// (without CAP_SYS_ADMIN) says nothing against the kernel, and is `Ok`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a trial that cannot be made says nothing"
+)]
 pub fn traffic_control(program: BorrowedFd<'_>) -> Result<(), (&'static str, Error)> {
     let Ok(program) = program.try_clone_to_owned() else {
         return Ok(());

@@ -15,6 +15,7 @@ use super::{
     bpf::{self, Hook, Place},
     interface_name, on, tc, tcx_programs,
 };
+use crate::gone;
 use crate::net::{
     netlink::{self, Netlink, attrs, read_u32},
     read::{IFINFOMSG, get_link},
@@ -151,12 +152,9 @@ impl Uplinks {
             return Ok(false);
         }
         if hook == Hook::Xdp {
-            return match xdp_programs(&mut self.netlink, ifindex) {
-                Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
-                programs => Ok(programs
-                    .map_err(on(ifindex, "read its XDP programs"))?
-                    .contains(&link.info.program)),
-            };
+            let programs = gone::link(xdp_programs(&mut self.netlink, ifindex))
+                .map_err(on(ifindex, "read its XDP programs"))?;
+            return Ok(programs.is_some_and(|programs| programs.contains(&link.info.program)));
         }
         let attached = tcx_programs(ifindex, hook)?;
         Ok(attached.iter().any(|entry| entry.link == link.info.id))
@@ -176,6 +174,10 @@ impl Uplinks {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the holder is named in a message, if it can be"
+)]
 fn refusal(netlink: &mut Netlink, ifindex: u32, hook: Hook, error: io::Error) -> Error {
     let interface = interface_name(ifindex);
     if hook != Hook::Xdp {

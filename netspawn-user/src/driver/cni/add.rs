@@ -127,7 +127,9 @@ fn connect(
     machine.mac = Some(plan.mac);
     let attachment = call.attachment(target, port, call.delegated(), machine);
     if let Err(error) = serve(call, &attachment) {
-        link::remove(&name);
+        if let Err(error) = link::remove(&name) {
+            tracing::warn!("{error}");
+        }
         call.host.withdraw(&error);
         return Err(error);
     }

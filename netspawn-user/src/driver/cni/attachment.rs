@@ -1,7 +1,7 @@
 //! What is known of each container that is connected, a file each in `RUNDIR/cni`.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File, Permissions, TryLockError},
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::environment::Target;
 use crate::{
-    control,
+    control, gone,
     model::Host,
     problem::{Fault, Problem},
     source::{draft, engine::Machine, replace},
@@ -219,14 +219,25 @@ pub fn list(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
 pub fn broken_off(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
     let mut found = Vec::new();
     for path in files(&begun_folder(run_dir))? {
-        // Gone, or locked by the ADD that works on it.
-        let is_free = File::open(&path)
-            .is_ok_and(|file| file.try_lock().is_ok() && control::is_at(&file, &path));
-        if is_free {
+        if is_broken_off(&path).map_err(|error| {
+            Fault::new(format!("cannot be looked at: {error}"), "").at(&path, None, None)
+        })? {
             found.extend(read(&path)?);
         }
     }
     Ok(found)
+}
+
+/// Whether nobody works on an ADD: it is not gone, nor locked.
+fn is_broken_off(path: &Path) -> io::Result<bool> {
+    let Some(file) = gone::path(File::open(path))? else {
+        return Ok(false);
+    };
+    match file.try_lock() {
+        Ok(()) => control::is_at(&file, path),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Waits for what an ADD of that interface has started and was killed before: it may be about
@@ -250,13 +261,10 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, Problem> {
     let unlisted = |error: io::Error| {
         Fault::new(format!("cannot be listed: {error}"), "").at(folder, None, None)
     };
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(unlisted)?,
-    };
+    let entries = gone::list(folder).map_err(unlisted)?;
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(unlisted)?.path();
+    for entry in entries.into_iter().flatten() {
+        let path = entry.path();
         // Not the drafts that are about to be one.
         if path
             .extension()

@@ -68,7 +68,8 @@ fn addresses(target: &Target, result: &Previous) -> Result<Vec<IpNet>, Error> {
 /// has made.
 fn port(call: &Call<'_>, target: &Target, netns: &Path, result: &Previous) -> Result<Port, Error> {
     let mut netlink = Netlink::open().map_err(|error| Error::kernel("netlink", error))?;
-    let id = namespace::id_of_file(&mut netlink, open_namespace(netns)?);
+    let id = namespace::id_of_file(&mut netlink, open_namespace(netns)?)
+        .map_err(|error| Error::kernel("netlink", error))?;
     let network = call.host.network()?;
     let on_host = result
         .interfaces
@@ -81,7 +82,8 @@ fn port(call: &Call<'_>, target: &Target, netns: &Path, result: &Previous) -> Re
         else {
             continue;
         };
-        let name = read::peer_name(&mut netlink, peer.ifindex, id.unwrap_or_default());
+        let name = read::peer_name(&mut netlink, peer.ifindex, id.unwrap_or_default())
+            .map_err(|error| Error::kernel("netlink", error))?;
         if name.as_deref() == Some(&target.ifname) {
             return Ok(Port {
                 ifindex: link.ifindex,

@@ -8,7 +8,8 @@ pub fn run(call: &Call<'_>, target: &Target) -> Result<(), Error> {
     attachment::wait(call.host.run_dir(), container, ifname);
     // The name is of nobody else's, so that this needs no record, and does no harm after
     // another plugin.
-    link::remove(&attachment::port_name(container, ifname));
+    // While there is a link its addresses are the container's, and the runtime calls again.
+    link::remove(&attachment::port_name(container, ifname))?;
     // The addresses are withdrawn before they can be given to another.
     call.forget(target);
     call.host.settle();

@@ -157,12 +157,10 @@ pub fn open_namespace(path: &Path) -> Result<File, Error> {
         io::ErrorKind::NotFound => wrong(code::UNKNOWN_CONTAINER, "there is none"),
         _ => wrong(code::ENVIRONMENT, &error.to_string()),
     })?;
-    let ours = std::fs::metadata("/proc/thread-self/ns/net");
-    let same = |ours: std::fs::Metadata| {
-        file.metadata()
-            .is_ok_and(|data| (data.dev(), data.ino()) == (ours.dev(), ours.ino()))
-    };
-    if ours.is_ok_and(same) {
+    let unknown = |error: io::Error| wrong(code::ENVIRONMENT, &error.to_string());
+    let ours = std::fs::metadata("/proc/thread-self/ns/net").map_err(unknown)?;
+    let theirs = file.metadata().map_err(unknown)?;
+    if (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()) {
         return Err(wrong(code::ENVIRONMENT, "it is the host's own"));
     }
     namespace::inside(Some(path.to_owned()), || Ok(()))

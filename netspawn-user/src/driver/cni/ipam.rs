@@ -91,6 +91,10 @@ impl Ipam<'_> {
         Ok(supported.is_some_and(|all| all.iter().any(|one| one == version.name())))
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn run(&self, command: Command) -> Result<Vec<u8>, Error> {
         let mut process = Process::new(self.file()?);
         process
@@ -125,6 +129,10 @@ impl Ipam<'_> {
         }))
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the next directory is looked in, and that none has it is said"
+    )]
     fn file(&self) -> Result<PathBuf, Error> {
         let mut folders = self.path.split(':').filter(|folder| !folder.is_empty());
         folders

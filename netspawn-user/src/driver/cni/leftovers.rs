@@ -59,7 +59,7 @@ pub fn release_all(
 /// Gives back what one had: its link, its addresses, and what is known of it.
 fn release(call: &Call<'_>, attachment: &Attachment) -> Result<(), Error> {
     if attachment.port.own {
-        link::remove(&attachment.port.name);
+        link::remove(&attachment.port.name)?;
     }
     let target = attachment.target();
     if let Some(ipam) = &attachment.ipam {

@@ -12,10 +12,13 @@ use super::{
     host,
     result::{Ip, Previous, Route, cidr},
 };
-use crate::net::{
-    interface, namespace,
-    netlink::{self, Netlink},
-    veth::{self, Veth},
+use crate::{
+    gone,
+    net::{
+        interface, namespace,
+        netlink::{self, Netlink},
+        veth::{self, Veth},
+    },
 };
 
 /// The gateway that every port answers for.
@@ -140,8 +143,10 @@ pub fn make(name: &str, target: &Target, netns: &Path, plan: &Plan) -> Result<u3
     link.create(&mut netlink)
         .map_err(|error| Error::kernel(format!("cannot make the veth {name}"), error))?;
     let made = configure(&mut netlink, name, target, netns, plan);
-    if made.is_err() {
-        remove(name);
+    if made.is_err()
+        && let Err(error) = remove(name)
+    {
+        tracing::warn!("{error}");
     }
     made
 }
@@ -187,7 +192,9 @@ fn inside(ifname: &str, plan: &Plan) -> io::Result<()> {
     {
         // Some engines make namespaces without IPv6.
         let switch = format!("/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6");
-        if fs::read_to_string(&switch).is_ok_and(|text| text.trim() == "1") {
+        // A kernel without IPv6 has no such file, and says so of the address.
+        let disabled = gone::path(fs::read_to_string(&switch))?;
+        if disabled.is_some_and(|text| text.trim() == "1") {
             fs::write(&switch, "0")?;
         }
     }
@@ -205,11 +212,13 @@ fn inside(ifname: &str, plan: &Plan) -> io::Result<()> {
 }
 
 /// Removes a link that was made here, if there is one.
-pub fn remove(name: &str) {
-    let removed = Netlink::open().and_then(|mut netlink| veth::remove(&mut netlink, name));
-    if let Err(error) = removed {
-        tracing::warn!("cannot remove {name}: {error}");
-    }
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove(name: &str) -> Result<(), Error> {
+    Netlink::open()
+        .and_then(|mut netlink| veth::remove(&mut netlink, name))
+        .map_err(|error| Error::kernel(format!("cannot remove {name}"), error))
 }
 
 /// Whether there is an interface of that name in a namespace.

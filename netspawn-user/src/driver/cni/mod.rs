@@ -51,6 +51,10 @@ pub fn is_called(program: Option<&OsStr>) -> bool {
 }
 
 /// Does what the environment and stdin say, and prints the outcome on stdout.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn main() -> ExitCode {
     logging::start_plugin();
     let mut stdin = Vec::new();
@@ -160,6 +164,10 @@ impl<'a> Call<'a> {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn versions(stdin: &[u8]) -> Value {
     let asked: Option<Value> = serde_json::from_slice(stdin).ok();
     let version = asked
@@ -172,6 +180,10 @@ fn versions(stdin: &[u8]) -> Value {
 }
 
 /// An error as it is printed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the error is told in the newest form that there is"
+)]
 fn report(error: &Error, stdin: &[u8]) -> Value {
     let version = config::version(stdin).unwrap_or(Version::NEWEST);
     json!({

@@ -12,7 +12,8 @@ pub fn run(call: &Call<'_>) -> Result<(), Error> {
     let view = call.host.view()?;
     let unavailable = |msg: &str, remedy: &str| {
         // Those that there are have lost their uplink.
-        let connected = attachment::list(call.host.run_dir()).unwrap_or_default();
+        let connected = attachment::list(call.host.run_dir())
+            .map_err(|problem| Error::kernel("the list of containers", problem))?;
         let lives = connected.iter().any(|one| one.port.is_there(&view.host));
         let code = if lives {
             code::LIMITED

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     datapath::pins::Pins,
-    fields,
+    fields, gone,
     model::DisplayMac,
     net::{
         netlink::Netlink,
@@ -111,7 +111,7 @@ impl Driver {
         let veth = Veth {
             name: &name,
             alias: &format!("docker via {}", gateways.join(" ")),
-            mtu: self.mtu(),
+            mtu: self.mtu()?,
             peer: &peer,
             mac: Some(mac),
             namespace: None,
@@ -128,6 +128,10 @@ impl Driver {
     }
 
     /// Says what Docker is to move into the container.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read as one is none; the kernel is not asked"
+    )]
     fn join(&mut self, asked: &Endpoint) -> Result<Value> {
         let name = link(&asked.id);
         let alias = veth::alias(&mut self.netlink, &name)
@@ -159,14 +163,15 @@ impl Driver {
 
     /// The least of the uplinks: a container does not learn of a larger packet's fate
     /// from a link.
-    fn mtu(&mut self) -> u32 {
-        let uplinks = Pins::new(&self.bpf_dir).uplinks();
-        let mtus = uplinks.iter().filter_map(|uplink| {
+    fn mtu(&mut self) -> Result<u32> {
+        let mut least = None;
+        for uplink in Pins::new(&self.bpf_dir).uplinks()? {
             let request = read::get_link(uplink.ifindex);
-            let link = self.netlink.get(request, |message| read::link(&message));
-            Some(link.ok()?.mtu)
-        });
-        mtus.min().unwrap_or(MTU)
+            let link = gone::link(self.netlink.get(request, |message| read::link(&message)))
+                .with_context(|| format!("cannot read the MTU of {}", uplink.name))?;
+            least = link.map(|link| link.mtu).into_iter().chain(least).min();
+        }
+        Ok(least.unwrap_or(MTU))
     }
 }
 
@@ -217,6 +222,10 @@ fn check_option(key: &str, value: &Value) -> Result<()> {
     Ok(())
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn check_pool(pool: &Pool) -> Result<()> {
     let subnet = fields::prefix(&pool.pool).map_err(|fault| anyhow!("--subnet: {fault}"))?;
     let first = first(subnet);
@@ -256,6 +265,10 @@ fn next(address: IpAddr) -> IpAddr {
 }
 
 /// A link-layer address made from an endpoint's id, which is random.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn mac_of(endpoint: &str) -> Result<Mac> {
     let digits = endpoint
         .get(..DIGITS)

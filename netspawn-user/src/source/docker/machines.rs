@@ -60,6 +60,10 @@ pub fn endpoints(container: &ContainerSummary) -> impl Iterator<Item = String> {
 /// The machines that a running container is: one for each network of our driver, or
 /// one that is found through its network namespace. `image` has its image's labels,
 /// which are nobody's word here.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 pub fn of(
     container: &ContainerSummary,
     networks: &HashMap<String, Network>,
@@ -185,6 +189,10 @@ fn name(container: &ContainerSummary) -> Option<&str> {
 }
 
 /// What a network has assigned.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn assigned(endpoint: &EndpointSettings) -> Vec<IpNet> {
     let (v4, v6) = (&endpoint.ip_address, &endpoint.global_ipv6_address);
     [v4, v6]
@@ -240,6 +248,10 @@ fn prefixes(text: &str) -> Result<Vec<IpNet>, Fault> {
     Ok(prefixes)
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn checked<T>(key: &str, value: Result<T, Fault>, faults: &mut Vec<Wrong>) -> Option<T> {
     value
         .map_err(|fault| faults.push(Wrong::new(key, fault)))

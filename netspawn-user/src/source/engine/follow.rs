@@ -114,6 +114,10 @@ impl Engines {
 
     /// Waits until something else is kept of an engine. Dropping the future loses
     /// nothing.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read is written again"
+    )]
     pub async fn changed(&mut self) {
         if self.told.recv().await.is_none() {
             // No engine is among the sources.
@@ -187,6 +191,10 @@ impl Follower {
         }
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what cannot be read is written again"
+    )]
     fn keep(&self, machines: Vec<Machine>) {
         if read(&self.run_dir, self.source).is_ok_and(|before| before == machines) {
             return;

@@ -7,8 +7,13 @@ use std::{
 
 use super::Place;
 use crate::{
+    gone,
     model::{Host, Link},
-    net::{namespace, netlink::Netlink, read},
+    net::{
+        namespace,
+        netlink::{Error, Netlink},
+        read,
+    },
 };
 
 /// Where engines' machines are, and the ports that were found there.
@@ -19,6 +24,8 @@ pub struct Places {
     /// long as that link leads to a namespace of that id: neither is given to another
     /// while both exist.
     found: HashMap<String, (Place, u32, i32)>,
+    /// Why a port could not be looked for the last time.
+    failure: Option<String>,
 }
 
 impl std::fmt::Debug for Places {
@@ -37,9 +44,14 @@ impl Places {
 
     /// ifindex of each machine's port among the host's links, `None` while there is
     /// none.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the failure is kept, and nothing is changed for it"
+    )]
     pub fn ports(&mut self, host: &Host) -> BTreeMap<String, Option<u32>> {
         if self.places.is_empty() {
             self.found.clear();
+            self.failure = None;
             return BTreeMap::new();
         }
         let by_name: HashMap<&str, u32> = host
@@ -53,6 +65,7 @@ impl Places {
                 inside.entry(id).or_default().push(link);
             }
         }
+        self.failure = None;
         let mut before = std::mem::take(&mut self.found);
         let mut netlink = None;
         let mut ports = BTreeMap::new();
@@ -67,7 +80,11 @@ impl Places {
                     });
                     let found = match known {
                         Some((_, ifindex, id)) => Some((ifindex, id)),
-                        None => look(place, &inside, &mut netlink),
+                        None => look(place, &inside, &mut netlink).unwrap_or_else(|error| {
+                            self.failure =
+                                Some(format!("cannot look for the port of {name}: {error}"));
+                            None
+                        }),
                     };
                     if let Some((ifindex, id)) = found {
                         self.found
@@ -80,6 +97,11 @@ impl Places {
         }
         ports
     }
+
+    /// Why a port could not be looked for the last time: that it has none is not known then.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
 }
 
 /// The link into a namespace, and the namespace's id.
@@ -87,35 +109,42 @@ fn look(
     place: &Place,
     inside: &HashMap<i32, Vec<&Link>>,
     netlink: &mut Option<Netlink>,
-) -> Option<(u32, i32)> {
+) -> Result<Option<(u32, i32)>, Error> {
     let Place::Namespace {
         path,
         mac,
         interface,
     } = place
     else {
-        return None;
+        return Ok(None);
     };
-    if netlink.is_none() {
-        *netlink = Netlink::open()
-            .inspect_err(|error| tracing::debug!("cannot look for links: {error}"))
-            .ok();
-    }
-    let netlink = netlink.as_mut()?;
-    let id = namespace::id_of_file(netlink, File::open(path).ok()?)?;
-    let links = inside.get(&id)?.as_slice();
+    let netlink = match netlink {
+        Some(netlink) => netlink,
+        None => netlink.insert(Netlink::open()?),
+    };
+    let Some(file) = gone::process(File::open(path))? else {
+        return Ok(None);
+    };
+    let Some(id) = namespace::id_of_file(netlink, file)? else {
+        return Ok(None);
+    };
+    let Some(links) = inside.get(&id) else {
+        return Ok(None);
+    };
     let by_mac = |link: &&&Link| mac.is_some() && link.peer.and_then(|peer| peer.mac) == *mac;
-    let link = match links {
-        [only] => only,
-        _ => match links.iter().find(by_mac) {
-            Some(link) => link,
-            None => links.iter().find(|link| {
-                let name = link
-                    .peer
-                    .and_then(|peer| read::peer_name(netlink, peer.ifindex, id));
-                name.is_some() && name == *interface
-            })?,
-        },
-    };
-    Some((link.ifindex, id))
+    if let [only] = links.as_slice() {
+        return Ok(Some((only.ifindex, id)));
+    }
+    if let Some(link) = links.iter().find(by_mac) {
+        return Ok(Some((link.ifindex, id)));
+    }
+    for link in links {
+        if let Some(peer) = link.peer {
+            let name = read::peer_name(netlink, peer.ifindex, id)?;
+            if name.is_some() && name == *interface {
+                return Ok(Some((link.ifindex, id)));
+            }
+        }
+    }
+    Ok(None)
 }

@@ -95,6 +95,10 @@ pub fn machines(instances: &[Instance], projects: &[Project]) -> Vec<Machine> {
     machines
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn of_instance(instance: &Instance, project: &Config) -> Vec<Machine> {
     let restricted = project.get("restricted").map(String::as_str) == Some("true");
     let mut faults = Vec::new();
@@ -151,6 +155,10 @@ fn of_instance(instance: &Instance, project: &Config) -> Vec<Machine> {
 }
 
 /// The instance's tenant, else its project's; in a restricted project the project's.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn tenant(
     instance: &Instance,
     project: &Config,
@@ -208,6 +216,10 @@ fn addresses(device: &Config, of_instance: Option<&String>, faults: &mut Vec<Wro
 }
 
 /// A list with commas or blanks between.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 fn prefixes(key: &str, list: &str, faults: &mut Vec<Wrong>) -> Vec<IpNet> {
     list.split(|c: char| c == ',' || c.is_whitespace())
         .filter(|text| !matches!(*text, "" | "none"))

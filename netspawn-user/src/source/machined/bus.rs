@@ -474,6 +474,10 @@ async fn list(connection: &Connection, start: bool) -> Result<List> {
 }
 
 /// What machined knows of a machine.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what cannot be read as one is none; the kernel is not asked"
+)]
 async fn registration(
     connection: &Connection,
     owner: &str,
