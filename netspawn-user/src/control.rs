@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -21,6 +21,7 @@ use crate::{
     cli::Mode,
     driver::{self, cni::attachment},
     event::Filter,
+    folder, lock,
     metrics::Address,
     net::namespace,
     outcome::Usage,
@@ -206,8 +207,9 @@ impl RunDir {
             (self.namespace_file(), namespace::cookie()?.to_string()),
             (self.sources_file(), names.join(",")),
         ] {
-            fs::write(&path, format!("{text}\n"))
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            let written =
+                folder::create(&path, 0o644).and_then(|mut file| writeln!(file, "{text}"));
+            written.with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }
@@ -249,30 +251,21 @@ impl RunDir {
     /// When another command does not come to an end in 20 s, or RUNDIR cannot
     /// be used.
     pub fn turn(&self) -> Result<Turn> {
-        fs::create_dir_all(&self.folder)
-            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        folder::make(&self.folder, folder::SHARED)?;
+        folder::check(&self.folder)?;
         let path = self.lock_file();
         let start = Instant::now();
         loop {
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
-                .with_context(|| format!("cannot open {} (this needs root)", path.display()))?;
-            match file.try_lock() {
-                // A detach may have removed the file that was just locked.
-                Ok(()) if is_at(&file, &path) => return Ok(Turn::Mine(Lock { _file: file })),
-                Ok(()) => continue,
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => {
-                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-                }
+            let overdue = start.elapsed() > PATIENCE;
+            let locked = lock::attempt(&path, overdue)
+                .with_context(|| format!("cannot lock {} (this needs root)", path.display()))?;
+            if let Some(file) = locked {
+                return Ok(Turn::Mine(Lock { _file: file }));
             }
             if let Ok(client) = self.connect() {
                 return Ok(Turn::Agent(client));
             }
-            if start.elapsed() > PATIENCE {
+            if overdue {
                 bail!(
                     "{} is held by a process that does not answer; see `fuser -v {}`",
                     path.display(),
@@ -290,13 +283,7 @@ impl RunDir {
     /// When the kernel refuses the lock.
     pub fn wait_for_lock(&self) -> Result<()> {
         let path = self.lock_file();
-        let file = match File::open(&path) {
-            // Everything was detached.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            file => file.with_context(|| format!("cannot open {}", path.display()))?,
-        };
-        file.lock()
-            .with_context(|| format!("cannot lock {}", path.display()))
+        lock::wait(&path).with_context(|| format!("cannot lock {}", path.display()))
     }
 
     /// Connects to the agent.
@@ -312,15 +299,6 @@ impl RunDir {
     /// The agent, when one runs and answers.
     pub fn agent(&self) -> Option<Agent> {
         self.connect().ok()?.ask(&Request::Status).ok()?.agent
-    }
-}
-
-/// Whether it is that file that is at a path.
-pub(crate) fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
     }
 }
 

@@ -26,7 +26,7 @@ pub use files::parse as parse_machine;
 pub use files::{
     Created, Removed, create_machine, machine_path, remove_machine, text_of, write_machine,
 };
-pub(crate) use files::{draft, replace};
+pub(crate) use files::{PRIVATE, SHARED, draft, replace};
 pub use nspawn::parse as parse_nspawn;
 pub(crate) use nspawn::syntax;
 pub use watch::Watcher;

@@ -1,9 +1,9 @@
 //! What is known of each container that is connected, a file each in `RUNDIR/cni`.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, DirBuilder, File, Permissions, TryLockError},
     io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -16,10 +16,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::environment::Target;
 use crate::{
-    control,
+    lock,
     model::Host,
     problem::{Fault, Problem},
-    source::{draft, engine::Machine, replace},
+    source::{PRIVATE, draft, engine::Machine, replace},
 };
 
 /// Hex digits in the names of links and files.
@@ -102,7 +102,9 @@ impl Attachment {
     /// When it cannot be written.
     pub fn begin(&self, run_dir: &Path) -> io::Result<Begun> {
         let path = begun(run_dir, &self.container, &self.ifname);
-        let draft = draft(&path, &serde_json::to_vec(self)?)?;
+        // Who may open a file may hold it locked, as if this went on for ever.
+        make_private(&begun_folder(run_dir))?;
+        let draft = draft(&path, &serde_json::to_vec(self)?, PRIVATE)?;
         draft.as_file().lock()?;
         // Whom this process asks for addresses holds it as well, and may outlive it.
         fcntl(draft.as_file(), FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -119,6 +121,7 @@ impl Attachment {
         replace(
             &file(run_dir, &self.container, &self.ifname),
             &serde_json::to_vec(self)?,
+            PRIVATE,
         )
     }
 }
@@ -219,14 +222,27 @@ pub fn list(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
 pub fn broken_off(run_dir: &Path) -> Result<Vec<Attachment>, Problem> {
     let mut found = Vec::new();
     for path in files(&begun_folder(run_dir))? {
-        // Gone, or locked by the ADD that works on it.
-        let is_free = File::open(&path)
-            .is_ok_and(|file| file.try_lock().is_ok() && control::is_at(&file, &path));
-        if is_free {
+        let unknown = |error: io::Error| {
+            Fault::new(format!("cannot be locked: {error}"), "").at(&path, None, None)
+        };
+        if is_free(&path).map_err(unknown)? {
             found.extend(read(&path)?);
         }
     }
     Ok(found)
+}
+
+/// Whether a file is there that no ADD works on.
+fn is_free(path: &Path) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    match file.try_lock() {
+        Ok(()) => lock::is_at(&file, path),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Waits for what an ADD of that interface has started and was killed before: it may be about
@@ -295,9 +311,17 @@ pub fn lock(run_dir: &Path) -> io::Result<File> {
 /// A network's configuration is nobody else's business than root's.
 fn make_folder(run_dir: &Path) -> io::Result<PathBuf> {
     let folder = folder(run_dir);
-    fs::create_dir_all(&folder)?;
-    fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+    make_private(&folder)?;
     Ok(folder)
+}
+
+fn make_private(folder: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    // Of one that was there before.
+    fs::set_permissions(folder, Permissions::from_mode(0o700))
 }
 
 #[cfg(test)]
@@ -357,8 +381,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let a = attachment("a", 0);
         assert_eq!(broken_off(dir.path()).unwrap(), []);
+        // As an older version made it.
+        fs::create_dir(begun_folder(dir.path())).unwrap();
         let begun = a.begin(dir.path()).unwrap();
         assert_eq!(broken_off(dir.path()).unwrap(), []);
+        // Who may open it may lock it.
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&begun.path), 0o600);
+        assert_eq!(mode(&begun_folder(dir.path())), 0o700);
         drop(begun);
         assert_eq!(broken_off(dir.path()).unwrap(), []);
         let mut begun = a.begin(dir.path()).unwrap();

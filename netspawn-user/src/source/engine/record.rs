@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Listed, Machine, Named, Users};
 use crate::{
     problem::{Fault, Problem},
-    source::{Source, replace},
+    source::{PRIVATE, Source, replace},
 };
 
 /// The folder in RUNDIR.
@@ -83,5 +83,5 @@ pub fn keep(run_dir: &Path, source: Source, said: &Listed) -> io::Result<()> {
             _ => Ok(()),
         };
     }
-    replace(&path, &serde_json::to_vec(said)?)
+    replace(&path, &serde_json::to_vec(said)?, PRIVATE)
 }
