@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use crate::{
     cli::Mode,
     driver::{self, cni::attachment},
     event::Filter,
-    gone,
+    folder, gone, lock,
     metrics::Address,
     net::namespace,
     outcome::Usage,
@@ -149,7 +149,7 @@ impl Lock {
     /// # Errors
     /// When the kernel does not tell.
     pub fn is_there(&self) -> Result<bool> {
-        is_at(&self.file, &self.path)
+        lock::is_at(&self.file, &self.path)
             .with_context(|| format!("cannot look for {}", self.path.display()))
     }
 }
@@ -284,18 +284,19 @@ impl RunDir {
     /// When another command does not come to an end in 20 s, or RUNDIR cannot
     /// be used.
     pub fn turn(&self) -> Result<Turn> {
-        fs::create_dir_all(&self.folder)
-            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        folder::make(&self.folder, folder::SHARED)?;
+        folder::check(&self.folder)?;
         let path = self.lock_file();
         let start = Instant::now();
         loop {
-            if let Some(lock) = self.try_lock()? {
+            let overdue = start.elapsed() > PATIENCE;
+            if let Some(lock) = self.attempt(overdue)? {
                 return Ok(Turn::Mine(lock));
             }
             if let Some(client) = self.reach()? {
                 return Ok(Turn::Agent(client));
             }
-            if start.elapsed() > PATIENCE {
+            if overdue {
                 bail!(
                     "{} is held by a process that does not answer; see `fuser -v {}`",
                     path.display(),
@@ -311,26 +312,14 @@ impl RunDir {
     /// # Errors
     /// When RUNDIR cannot be used.
     pub fn try_lock(&self) -> Result<Option<Lock>> {
+        self.attempt(false)
+    }
+
+    fn attempt(&self, overdue: bool) -> Result<Option<Lock>> {
         let path = self.lock_file();
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("cannot open {} (this needs root)", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
-            }
-        }
-        let lock = Lock { file, path };
-        // A detach may have removed the file that was just locked.
-        if lock.is_there()? {
-            return Ok(Some(lock));
-        }
-        self.try_lock()
+        let locked = lock::attempt(&path, overdue)
+            .with_context(|| format!("cannot lock {} (this needs root)", path.display()))?;
+        Ok(locked.map(|file| Lock { file, path }))
     }
 
     /// Takes the right to write once more, which this process had until RUNDIR was removed.
@@ -338,8 +327,7 @@ impl RunDir {
     /// # Errors
     /// When RUNDIR cannot be made, or another process has taken the right meanwhile.
     pub fn lock_again(&self) -> Result<Lock> {
-        fs::create_dir_all(&self.folder)
-            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        folder::make(&self.folder, folder::SHARED)?;
         self.try_lock()?
             .with_context(|| format!("{} is held by another process", self.lock_file().display()))
     }
@@ -351,13 +339,7 @@ impl RunDir {
     /// When the kernel refuses the lock.
     pub fn wait_for_lock(&self) -> Result<()> {
         let path = self.lock_file();
-        let file = match File::open(&path) {
-            // Everything was detached.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            file => file.with_context(|| format!("cannot open {}", path.display()))?,
-        };
-        file.lock()
-            .with_context(|| format!("cannot lock {}", path.display()))
+        lock::wait(&path).with_context(|| format!("cannot lock {}", path.display()))
     }
 
     /// Connects to the agent.
@@ -406,19 +388,10 @@ fn read(path: &Path) -> Result<Option<String>> {
 /// Writes a file of RUNDIR in one step: it says what it said before, or all of the new.
 fn write(path: &Path, text: &str) -> Result<()> {
     let draft = path.with_extension("draft");
-    fs::write(&draft, text)
+    folder::create(&draft, 0o644)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
         .and_then(|()| fs::rename(&draft, path))
         .with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Whether it is that file that is at a path.
-///
-/// # Errors
-/// When the kernel does not tell.
-pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt as _;
-    let (open, there) = (file.metadata()?, gone::path(fs::metadata(path))?);
-    Ok(there.is_some_and(|there| (open.dev(), open.ino()) == (there.dev(), there.ino())))
 }
 
 /// A connection to the agent.

@@ -15,9 +15,11 @@ pub mod driver;
 pub mod event;
 pub mod explain;
 pub mod fields;
+pub mod folder;
 pub mod gone;
 pub mod guest;
 pub mod import;
+mod lock;
 pub mod logging;
 #[cfg(test)]
 mod mangled;

@@ -7,6 +7,7 @@ use netspawn_user::{
     cli::{Cli, Command},
     commands,
     driver::cni,
+    folder,
     logging::{self, Form},
     outcome::{self, Outcome},
     pinned::Pinned,
@@ -14,6 +15,7 @@ use netspawn_user::{
 };
 
 fn main() -> ExitCode {
+    folder::restrict();
     let mut words = std::env::args_os();
     if cni::is_called(words.next().as_deref()) {
         return cni::main();

@@ -12,6 +12,12 @@
 //! No machine gets an address of the host, a prefix of `via-host`, the network or
 //! broadcast address of a subnet of the host, or a prefix with the gateway of an
 //! uplink's route in it: answering for those would cut the host off.
+//!
+//! # Whose a link is
+//! A name says nothing about who has made a link. Where a file or an engine knows a
+//! port by its name alone, what engines say of that link decides (`check_maker`): one
+//! that users have named whom root need not trust is no port of anybody else's, and
+//! as long as an engine has not said whether it is such a one, it is nobody's.
 
 mod via_host;
 
@@ -38,7 +44,10 @@ use crate::{
     model::{Declaration, Host, Link, Route, SourceKind, Vlan},
     plan::{self, State},
     problem::{Fault, Problem},
-    source::Snapshot,
+    source::{
+        Snapshot, Source,
+        engine::{Maker, Unsaid},
+    },
 };
 
 /// Room in the maps, as they were made.
@@ -159,6 +168,8 @@ pub struct Desired {
     pub closed: BTreeSet<u32>,
     /// What cannot be done, and why; conflicts among them.
     pub problems: Vec<Problem>,
+    /// Links that are nobody's port before an engine has said whose they are.
+    pub unsaid: BTreeSet<(u32, Source)>,
 }
 
 impl Desired {
@@ -178,6 +189,7 @@ pub fn resolve(inputs: &Inputs<'_>) -> Desired {
         ids: HashMap::new(),
         closed: BTreeSet::new(),
         problems: Vec::new(),
+        unsaid: BTreeSet::new(),
     }
     .run()
 }
@@ -189,6 +201,28 @@ struct Resolver<'a> {
     /// Ports of machines without room.
     closed: BTreeSet<u32>,
     problems: Vec<Problem>,
+    unsaid: BTreeSet<(u32, Source)>,
+}
+
+/// How a machine's port is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Basis {
+    /// By its index: machined, a network namespace or the maps say it.
+    Index,
+    /// By the name that an engine has for it.
+    Record,
+    /// By the name that the declaration gives.
+    Given,
+    /// By the name that systemd-nspawn would give.
+    Default,
+}
+
+/// Why a link is not taken for a machine's port.
+enum Refusal {
+    /// It is another's.
+    Foreign(String, &'static str),
+    /// It may be another's.
+    Unsaid(Unsaid),
 }
 
 /// What a claimant is compared by where nobody holds what it wants.
@@ -275,6 +309,7 @@ impl<'a> Resolver<'a> {
             machines,
             closed: self.closed,
             problems: self.problems,
+            unsaid: self.unsaid,
         }
     }
 
@@ -415,28 +450,56 @@ impl<'a> Resolver<'a> {
                 by_name.entry(name).or_insert(link);
             }
         }
+        let of_machined: BTreeMap<u32, &str> = registered
+            .ports
+            .iter()
+            .map(|(machine, ifindex)| (*ifindex, machine.as_str()))
+            .collect();
         let mut claims: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for (index, candidate) in candidates.iter().enumerate() {
             let declaration = &*candidate.declaration;
-            let link = match &declaration.interface {
-                Some(name) => by_name.get(name.as_str()).copied(),
+            let found = match &declaration.interface {
+                Some(name) => by_name.get(name.as_str()).map(|link| (*link, Basis::Given)),
                 None => self.default_port(declaration, &by_name),
             };
             // Nothing is behind the link of a machine that has ended.
-            let Some(link) = link.filter(|link| !registered.ended.contains(&link.ifindex)) else {
+            let found = found.filter(|(link, _)| !registered.ended.contains(&link.ifindex));
+            let Some((link, basis)) = found else {
                 continue;
             };
             if let Some(why) = self.no_port(link) {
-                self.problem(
-                    &declaration.path,
-                    Some("interface"),
-                    format!(
-                        "{} cannot be the port of machine {}: {why}",
-                        link.name, declaration.name
-                    ),
+                self.no_port_of(
+                    declaration,
+                    link,
+                    why,
                     "name the host's end of the machine's own veth, or its tap",
                 );
                 continue;
+            }
+            let other = of_machined.get(&link.ifindex).copied();
+            match self.check_maker(declaration, link, basis, other) {
+                Ok(()) => {}
+                Err(Refusal::Foreign(why, remedy)) => {
+                    self.no_port_of(declaration, link, &why, remedy);
+                    continue;
+                }
+                Err(Refusal::Unsaid(unsaid)) => {
+                    self.unsaid.insert((link.ifindex, unsaid.by));
+                    if unsaid.overdue {
+                        let engine = unsaid.by.name();
+                        let why = format!(
+                            "it may be that of a machine of {engine}, which has not said so far"
+                        );
+                        self.no_port_of(
+                            declaration,
+                            link,
+                            &why,
+                            "see that the engine answers; if it is gone for good, start the agent \
+                             anew",
+                        );
+                    }
+                    continue;
+                }
             }
             claims.entry(link.ifindex).or_default().push(index);
         }
@@ -470,6 +533,16 @@ impl<'a> Resolver<'a> {
         }
     }
 
+    fn no_port_of(&mut self, declaration: &Declaration, link: &Link, why: &str, remedy: &str) {
+        let (link, name) = (&link.name, &declaration.name);
+        self.problem(
+            &declaration.path,
+            Some("interface"),
+            format!("{link} cannot be the port of machine {name}: {why}"),
+            remedy,
+        );
+    }
+
     /// The port of a machine whose declaration names none: what its engine or
     /// machined says, else the name that systemd-nspawn gives. As long as machined
     /// has not told, a machine keeps the port that it holds.
@@ -477,24 +550,127 @@ impl<'a> Resolver<'a> {
         &self,
         declaration: &Declaration,
         by_name: &HashMap<&str, &'a Link>,
-    ) -> Option<&'a Link> {
+    ) -> Option<(&'a Link, Basis)> {
         let Inputs { snapshot, host, .. } = self.inputs;
         let name = &declaration.name;
         if let Some(placed) = snapshot.placed.get(name) {
-            return host.links.get(&(*placed)?);
+            let placed = (*placed)?;
+            let basis = match placed.by_name {
+                true => Basis::Record,
+                false => Basis::Index,
+            };
+            return Some((host.links.get(&placed.ifindex)?, basis));
         }
+        let index = |link| (link, Basis::Index);
         if let Some(ifindex) = snapshot.registered.ports.get(name) {
-            return host.links.get(ifindex);
+            return host.links.get(ifindex).map(index);
         }
-        let named = ["ve", "vb"]
-            .iter()
-            .find_map(|kind| by_name.get(format!("{kind}-{name}").as_str()).copied());
+        let named = ["ve", "vb"].iter().find_map(|kind| {
+            let link = by_name.get(format!("{kind}-{name}").as_str()).copied();
+            // Devices that a machine has had and may have renamed come back to the host
+            // under that name when it ends. systemd-nspawn makes virtual ones.
+            link.filter(|link| link.kind.is_some())
+        });
         if named.is_some() || snapshot.registered.told {
-            return named;
+            return named.map(|link| (link, Basis::Default));
         }
         let id = self.ids.get(name.as_str())?;
         let entry = self.inputs.held.endpoints.get(id)?;
-        host.links.get(&entry.forward.ifindex)
+        host.links.get(&entry.forward.ifindex).map(index)
+    }
+
+    /// Whether a link that was found for a machine may be its port by what is known of
+    /// who has made it. `registered`: the machine that machined has it for.
+    fn check_maker(
+        &self,
+        declaration: &Declaration,
+        link: &Link,
+        basis: Basis,
+        registered: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let maker = self.inputs.snapshot.makers.of(link.ifindex);
+        self.check_known(declaration, link, basis, registered)
+            .map_err(|refusal| match maker.and_then(|maker| maker.unsaid) {
+                // What is known is of a time before this link.
+                Some(unsaid) => Refusal::Unsaid(unsaid),
+                None => refusal,
+            })
+    }
+
+    fn check_known(
+        &self,
+        declaration: &Declaration,
+        link: &Link,
+        basis: Basis,
+        registered: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let Inputs { snapshot, .. } = self.inputs;
+        let name = &declaration.name;
+        let placed = snapshot.placed.get(name).copied().flatten();
+        let indexed = placed.filter(|placed| !placed.by_name);
+        if basis == Basis::Index
+            || registered == Some(name)
+            || indexed.is_some_and(|placed| placed.ifindex == link.ifindex)
+        {
+            return Ok(());
+        }
+        let nothing = Maker::default();
+        let Maker {
+            machine,
+            user,
+            wanted,
+            unsaid,
+        } = snapshot.makers.of(link.ifindex).unwrap_or(&nothing);
+        if let Some(user) = user
+            && (basis != Basis::Record || user.machine.as_ref() != Some(name))
+        {
+            let why = format!(
+                "it is that of {}, whose users may have named it",
+                user.origin
+            );
+            return Err(Refusal::Foreign(why, "give the machine a link of its own"));
+        }
+        // Root's own word about a link counts, unless an engine's machine that is declared
+        // has it.
+        let machine = machine.as_deref().filter(|machine| machine != name);
+        let other = match basis {
+            Basis::Default => machine.or(registered),
+            Basis::Given if declaration.source != SourceKind::Kernel => {
+                machine.filter(|machine| snapshot.declarations.contains_key(*machine))
+            }
+            _ => None,
+        };
+        if let Some(machine) = other {
+            return Err(Refusal::Foreign(
+                format!("it is that of machine {machine}"),
+                "call the file after that machine, or give this one a link of its own",
+            ));
+        }
+        // What was found to be its port before stays so while the link is there.
+        if self.holds(name, link.ifindex) {
+            return Ok(());
+        }
+        if let Some(unsaid) = unsaid {
+            return Err(Refusal::Unsaid(*unsaid));
+        }
+        match wanted {
+            Some(origin) if basis != Basis::Record => {
+                let why = format!("it may be that of {origin}, which asks for a link of that name");
+                Err(Refusal::Foreign(
+                    why,
+                    "remove `host_name` there, or have systemd-machined know this machine",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the maps have that link as that machine's port.
+    fn holds(&self, name: &str, ifindex: u32) -> bool {
+        let Inputs { held, .. } = self.inputs;
+        let id = held.ports.get(&ifindex);
+        let entry = id.and_then(|id| held.endpoints.get(id));
+        entry.is_some_and(|entry| plan::text(&entry.name) == *name)
     }
 
     /// Why a link cannot be a port.

@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -247,6 +248,161 @@ fn stopped_agent_is_killed_and_reverts() -> Result<()> {
     ensure!(wait_until(UNDONE, || keepers(&lab).is_empty()));
     drop(stopped);
     reverts(&lab, &before, start)
+}
+
+/// Another program that has RUNDIR/lock locked.
+fn locked(lab: &Lab, mut by: netspawn_tests::Cmd) -> Result<Process> {
+    by = by
+        .args(["flock", "--no-fork"])
+        .arg(lab.run_dir().join("lock"))
+        .args(["sh", "-c", "echo locked; exec sleep 1000"]);
+    let mut process = by.start()?;
+    process.wait_line(SOON, |line| line == "locked")?;
+    Ok(process)
+}
+
+/// Whoever has the lock, if it is no netspawn-xdp it is not ended for it, and nor is who
+/// looks for it; the revert comes as soon as it can.
+#[test]
+fn lock_of_a_stranger_ends_nobody_and_delays_no_longer_than_it_is_held() -> Result<()> {
+    /// How long a command waits for the lock.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    /// Time to confirm: whoever takes the lock does so before it is over.
+    const TIME: Duration = Duration::from_secs(15);
+    let lab = Lab::usual()?;
+    let before = Snapshot::host(&lab)?;
+    lab.run(&format!(
+        "attach {UPLINK} --once --revert-after {}s",
+        TIME.as_secs()
+    ))?;
+    // Later than the deadline by as much as the attach has taken.
+    let start = Instant::now();
+    let mut stranger = locked(&lab, lab.host.cmd("env"))?;
+    served(&lab)?;
+    let refused = lab.output("add x --interface ve-x --address 203.0.113.99")?;
+    ensure!(
+        refused.code() == 1 && refused.stderr.contains("fuser"),
+        "{refused:?}"
+    );
+    // Until the keeper has given up a turn, and has looked for somebody to end.
+    let over = TIME + PATIENCE + Duration::from_secs(4);
+    thread::sleep(over.saturating_sub(start.elapsed()));
+    ensure!(keepers(&lab).len() == 1, "{:?}", keepers(&lab));
+    ensure!(stranger.running(), "it was ended");
+    served(&lab)?;
+    stranger.end(Signal::SIGKILL, SOON)?;
+    // It waits for its turn, or a second before it tries again.
+    ensure!(wait_until(UNDONE, || keepers(&lab).is_empty()));
+    before.same(&Snapshot::host(&lab)?)
+}
+
+/// Runs a program as a user who is nobody on this host.
+fn as_nobody(lab: &Lab) -> netspawn_tests::Cmd {
+    lab.host
+        .cmd("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+}
+
+/// All below RUNDIR, with its rights; RUNDIR first.
+fn tree(lab: &Lab) -> Result<Vec<(PathBuf, fs::Metadata)>> {
+    let mut found = Vec::new();
+    let mut left = vec![lab.run_dir()];
+    while let Some(path) = left.pop() {
+        let metadata = path.symlink_metadata()?;
+        if metadata.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                left.push(entry?.path());
+            }
+        }
+        found.push((path, metadata));
+    }
+    Ok(found)
+}
+
+/// With an agent, a revert that is pending and a machine that is added there is all that a
+/// host has in RUNDIR without engines.
+#[test]
+fn nobody_but_root_locks_opens_or_writes_what_is_in_the_run_directory() -> Result<()> {
+    let lab = Lab::usual()?;
+    // As /run/netspawn is: others get as far as there.
+    for folder in [lab.dir(), &lab.run_dir()] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    }
+    // As an older version left it.
+    let lock = lab.run_dir().join("lock");
+    fs::write(&lock, "")?;
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o644))?;
+    let line = format!(
+        "umask 0; exec \"$0\" {} attach {UPLINK} --revert-after {LONG}",
+        lab.options().join(" ")
+    );
+    let mut agent = lab
+        .host
+        .cmd("sh")
+        .args(["-c", &line])
+        .arg(binary()?)
+        .start()?;
+    agent.wait_line(Duration::from_secs(20), |line| line.starts_with("ready:"))?;
+    lab.run("add x --interface ve-x --address 203.0.113.99")?;
+    let mut seen = Vec::new();
+    for (path, metadata) in tree(&lab)? {
+        let name = path.strip_prefix(lab.run_dir())?.display().to_string();
+        let mode = metadata.mode() & 0o7777;
+        ensure!(mode & 0o022 == 0, "{name}: {mode:04o}");
+        // Declarations and what is no secret may be read; nobody waits for a lock on them.
+        let readable = ["", "machines", "netns", "sources"].contains(&name.as_str())
+            || name.ends_with(".toml");
+        if !readable {
+            let private = mode & 0o077 == 0;
+            ensure!(private, "{name}: {mode:04o}");
+            let locked = as_nobody(&lab)
+                .args(["flock", "--nonblock", "--exclusive"])
+                .arg(&path)
+                .arg("true")
+                .output()?;
+            ensure!(locked.code() != 0, "{name} can be locked by anybody");
+        }
+        seen.push(name);
+    }
+    for wanted in [
+        "lock",
+        "agent.sock",
+        "docker.sock",
+        "revert",
+        "netns",
+        "sources",
+    ] {
+        ensure!(seen.iter().any(|name| name == wanted), "{wanted}: {seen:?}");
+    }
+    lab.run("confirm")?;
+    agent.end(Signal::SIGTERM, SOON)?;
+    Ok(())
+}
+
+/// One who has opened it while an older version let him.
+#[test]
+fn lock_that_a_user_has_opened_before_holds_up_nothing_for_long() -> Result<()> {
+    let lab = Lab::usual()?;
+    for folder in [lab.dir(), &lab.run_dir()] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    }
+    let lock = lab.run_dir().join("lock");
+    fs::write(&lock, "")?;
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o644))?;
+    let mut user = locked(&lab, as_nobody(&lab))?;
+    lab.run(&format!("attach {UPLINK} --once"))?;
+    // From then on not at all.
+    let start = Instant::now();
+    lab.run("add x --interface ve-x --address 203.0.113.99")?;
+    lab.run("remove x")?;
+    lab.run("detach")?;
+    ensure!(
+        start.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        start.elapsed()
+    );
+    ensure!(user.running());
+    Ok(())
 }
 
 #[test]

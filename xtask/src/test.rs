@@ -129,8 +129,8 @@ fn run_suite(suite: &str) -> Result<()> {
         let threads = match suite {
             "revert" => 4,
             // They mostly wait.
-            "attacks" | "check" | "clients" | "explain" | "kernels" | "machined" | "mtu"
-            | "netns" | "package" | "ports" | "uplink" | "via_host" => 2,
+            "attacks" | "check" | "clients" | "explain" | "kernels" | "links" | "machined"
+            | "mtu" | "netns" | "package" | "ports" | "uplink" | "via_host" => 2,
             // They share the cores, and look at the clock.
             _ => 1,
         };

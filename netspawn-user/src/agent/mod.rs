@@ -94,6 +94,8 @@ pub struct Agent {
     machined: Option<Machined>,
     /// `None` once nothing is attached any more.
     engines: Option<Engines>,
+    /// Links with the engines that were asked whose they are.
+    unsaid: BTreeSet<(u32, Source)>,
     /// Docker's network driver.
     docker: Option<driver::docker::Served>,
     snapshot: Snapshot,
@@ -173,11 +175,19 @@ impl Agent {
             .catch_up()
             .context("cannot follow the host's network")?;
         let since = Timestamp::now();
+        let sources = Sources::following(
+            &global.config_dir,
+            &global.run_dir,
+            enabled.iter().copied(),
+            observer.host(),
+        );
+        let engines = Engines::follow(&global.run_dir, enabled, sources.answers());
         Ok(Agent {
             plane,
-            sources: Sources::new(&global.config_dir, &global.run_dir, enabled.iter().copied()),
+            sources,
             machined,
-            engines: Some(Engines::follow(&global.run_dir, enabled)),
+            engines: Some(engines),
+            unsaid: BTreeSet::new(),
             docker: enabled
                 .contains(&Source::Docker)
                 .then(|| serve_docker(global))
@@ -285,6 +295,7 @@ impl Agent {
                 Event::Tick => {
                     self.deadline = deadline();
                     self.sources.sweep();
+                    self.unsaid.clear();
                     self.reload();
                     self.observer.refresh();
                     let verified = self.plane.verify();
@@ -384,6 +395,7 @@ impl Agent {
                 .synced(started.elapsed(), result.is_ok(), wanted);
         }
         let desired = result?;
+        self.ask_engines(&desired);
         for (ifindex, when) in self.plane.take_newly_guarded() {
             let name = self.observer.host().links.get(&ifindex);
             let after = when.saturating_duration_since(self.observer.noticed());
@@ -399,6 +411,21 @@ impl Agent {
         self.queue_announcements();
         self.last_sync = Some(Timestamp::now());
         Ok(desired)
+    }
+
+    /// Has engines say whose links are, once for each; `Tick` asks again.
+    fn ask_engines(&mut self, desired: &Desired) {
+        let new: BTreeSet<Source> = desired
+            .unsaid
+            .difference(&self.unsaid)
+            .map(|(_, source)| *source)
+            .collect();
+        self.unsaid.clone_from(&desired.unsaid);
+        if let Some(engines) = &self.engines
+            && !new.is_empty()
+        {
+            engines.ask(&new);
+        }
     }
 
     /// When to try again, if it failed.

@@ -10,7 +10,7 @@ use crate::{
     model::{Declaration, SourceKind},
     outcome::{Outcome, Usage},
     registry::{Conflict, HOST_HOLDER, MachineState},
-    source::{machine_path, replace, write_machine},
+    source::{SHARED, machine_path, replace, write_machine},
 };
 
 /// Writes `RUNDIR/machines/NAME.toml`, and applies it. When that fails, the
@@ -50,7 +50,7 @@ pub fn run(global: &Global, args: &AddArgs, plane: &dyn DataPlane) -> anyhow::Re
         Ok(applied) => Ok(tell(&args.name, &path, &applied)),
         Err(error) => {
             let undone = match before {
-                Some(bytes) => replace(&path, &bytes),
+                Some(bytes) => replace(&path, &bytes, SHARED),
                 None => fs::remove_file(&path),
             };
             Err(error.context(match undone {

@@ -637,8 +637,9 @@ impl Plane {
             }
         }
         let placed = wanted.snapshot.placed.values().flatten();
+        let placed = placed.map(|placed| placed.ifindex);
         let registered = wanted.snapshot.registered.ports.values();
-        let named = registered.chain(placed).copied();
+        let named = registered.copied().chain(placed);
         let named = named.filter(|ifindex| self.state.ports.contains_key(ifindex));
         if let Err(error) = raise::raise(
             &self.pins,

@@ -1,3 +1,4 @@
+mod makers;
 mod sequence;
 
 use ipnet::Ipv4Net;
@@ -8,6 +9,7 @@ use super::*;
 use crate::{
     config::{HostAccess, Isolation},
     model::{Neighbor, Peer, Vlan},
+    source::engine::Placed,
 };
 
 const ETH0: u32 = 2;
@@ -300,7 +302,11 @@ fn port_of_an_engines_machine_is_where_the_engine_says() {
     world.declare("web", &["203.0.113.1"]);
     world.link(7, "ve-web");
     world.link(8, "veth1");
-    world.snapshot.placed.insert("web".to_owned(), Some(8));
+    let placed = Placed {
+        ifindex: 8,
+        by_name: false,
+    };
+    world.snapshot.placed.insert("web".to_owned(), Some(placed));
     assert_eq!(world.settle().machine("web").ifindex, Some(8));
     // The link is gone, and neither a name nor what the maps hold stands in for it.
     world.host.links.remove(&8);

@@ -7,10 +7,9 @@ use std::{
         fd::AsFd as _,
         unix::{fs::MetadataExt as _, net::UnixDatagram},
     },
-    path::Path,
     process::ExitCode,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -19,11 +18,11 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
-        signal::{SigHandler, Signal, kill, signal},
+        signal::{SigHandler, Signal, signal},
         time::TimeSpec,
         timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
     },
-    unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout},
+    unistd::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
 use super::{
@@ -35,6 +34,7 @@ use crate::{
     commands::{attach, detach},
     control::{Request, RunDir, Turn},
     datapath::pins::Pins,
+    lock::Holder,
     outcome::Outcome,
 };
 
@@ -181,10 +181,15 @@ fn attempt(global: &Global, record: &Record, tell: impl FnOnce(&Undo)) -> Result
     let pid = match turn(&run_dir) {
         Ok(pid) => pid,
         Err(error) => {
-            if let Some(holder) = holder(&run_dir.lock_file()) {
-                tracing::error!("process {holder} does not answer ({error:#}); it is killed");
-                kill(Pid::from_raw(holder), Signal::SIGKILL)?;
-            }
+            let Some(holder) = Holder::find(&run_dir.lock_file())? else {
+                return Err(error);
+            };
+            tracing::error!(
+                "process {} does not answer ({error:#}); it is killed",
+                holder.pid()
+            );
+            holder.signal(Signal::SIGKILL)?;
+            holder.has_ended(ANSWER)?;
             turn(&run_dir)?
         }
     };
@@ -196,7 +201,7 @@ fn attempt(global: &Global, record: &Record, tell: impl FnOnce(&Undo)) -> Result
     if undo.end_agent
         && let Some(pid) = pid
     {
-        end(&run_dir, Pid::from_raw(pid.cast_signed()))?;
+        end(&run_dir, pid)?;
     }
     for (name, mode) in undo.restore {
         let args = AttachArgs {
@@ -228,21 +233,22 @@ fn turn(run_dir: &RunDir) -> Result<Option<u32>> {
     }
 }
 
-/// Ends an agent, whose socket goes with it.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
-)]
-fn end(run_dir: &RunDir, pid: Pid) -> Result<()> {
-    kill(pid, Signal::SIGTERM)?;
-    let start = Instant::now();
-    while run_dir.connect().is_ok() {
-        if start.elapsed() > ANSWER {
-            kill(pid, Signal::SIGKILL)?;
+/// Ends the agent that says it is that process.
+fn end(run_dir: &RunDir, pid: u32) -> Result<()> {
+    let path = run_dir.lock_file();
+    let Some(agent) = Holder::find(&path)?.filter(|holder| holder.pid() == pid) else {
+        bail!(
+            "process {pid} says that it is the agent, and does not have {} locked as one",
+            path.display()
+        );
+    };
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        agent.signal(signal)?;
+        if agent.has_ended(ANSWER)? {
+            return Ok(());
         }
-        thread::sleep(Duration::from_millis(20));
     }
-    Ok(())
+    bail!("process {pid} does not end");
 }
 
 fn whole(outcome: Outcome) -> Result<()> {
@@ -250,24 +256,6 @@ fn whole(outcome: Outcome) -> Result<()> {
         Outcome::Done => Ok(()),
         Outcome::Partly(remains) => bail!("{}", remains.join("; ")),
     }
-}
-
-/// Who has a file locked by flock(2), as /proc/locks has it.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the keeper goes on whatever happens, and says what went wrong where it can"
-)]
-fn holder(path: &Path) -> Option<i32> {
-    let file = fs::metadata(path).ok()?;
-    // As `lock_get_status` in fs/locks.c writes it.
-    let (major, minor) = (libc::major(file.dev()), libc::minor(file.dev()));
-    let id = format!("{major:02x}:{minor:02x}:{}", file.ino());
-    fs::read_to_string("/proc/locks")
-        .ok()?
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|words| words.get(1) == Some(&"FLOCK") && words.get(5) == Some(&&*id))
-        .and_then(|words| words.get(4)?.parse().ok())
 }
 
 /// Where it logs: journald or a syslog daemon, and nowhere on a machine that has none.
@@ -286,18 +274,5 @@ impl io::Write for Syslog {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holder_of_a_lock_is_found() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(holder(file.path()), None);
-        file.as_file().lock().unwrap();
-        assert_eq!(holder(file.path()), Some(std::process::id().cast_signed()));
     }
 }

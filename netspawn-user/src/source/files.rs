@@ -286,7 +286,7 @@ pub fn text_of(declaration: &Declaration) -> anyhow::Result<String> {
 /// is then untouched.
 pub fn write_machine(run_dir: &Path, declaration: &Declaration) -> anyhow::Result<PathBuf> {
     let path = machine_path(run_dir, &declaration.name);
-    replace(&path, text_of(declaration)?.as_bytes())
+    replace(&path, text_of(declaration)?.as_bytes(), SHARED)
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
@@ -311,7 +311,7 @@ pub enum Created {
 pub fn create_machine(dir: &Path, declaration: &Declaration) -> anyhow::Result<Created> {
     let path = machine_path(dir, &declaration.name);
     let text = text_of(declaration)?;
-    let result = draft(&path, text.as_bytes()).and_then(|draft| {
+    let result = draft(&path, text.as_bytes(), SHARED).and_then(|draft| {
         draft
             .persist_noclobber(&path)
             .map_err(|error| error.error)?;
@@ -333,21 +333,26 @@ pub fn create_machine(dir: &Path, declaration: &Declaration) -> anyhow::Result<C
 }
 
 /// Makes the content of a file this one, at once or not at all.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    draft(path, bytes)?
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    draft(path, bytes, mode)?
         .persist(path)
         .map_err(|error| error.error)?;
     sync_folder(path)
 }
 
-/// A file beside the one it is to become, with its content on disk.
-pub(crate) fn draft(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
+/// Rights of a file that everybody may read.
+pub(crate) const SHARED: u32 = 0o644;
+/// Rights of one that is nobody else's business.
+pub(crate) const PRIVATE: u32 = 0o600;
+
+/// A file beside the one it is to become, with its content on disk and these rights.
+pub(crate) fn draft(path: &Path, bytes: &[u8], mode: u32) -> io::Result<tempfile::NamedTempFile> {
     let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     let mut draft = tempfile::Builder::new()
         .prefix(".")
         .suffix(".draft")
-        .permissions(Permissions::from_mode(0o644))
+        .permissions(Permissions::from_mode(mode))
         .tempfile_in(folder)?;
     draft.write_all(bytes)?;
     draft.as_file().sync_all()?;

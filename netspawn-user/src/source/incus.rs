@@ -2,7 +2,7 @@
 
 mod instances;
 
-use std::{io, path::Path};
+use std::{fs, io, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -19,7 +19,7 @@ use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 use self::instances::{Instance, Project};
 use super::{
     Source,
-    engine::{Engine, Machine, socket},
+    engine::{Engine, Listed, Users, socket},
 };
 
 /// Where they listen: Incus, LXD as a snap, LXD of a distribution. The first that
@@ -29,12 +29,20 @@ const SOCKETS: [&str; 3] = [
     "/var/snap/lxd/common/lxd/unix.socket",
     "/var/lib/lxd/unix.socket",
 ];
+/// Where their services for users of the host listen, who get a project of their own
+/// when they connect: incus-user and lxd-user.
+const USER_SOCKETS: [&str; 3] = [
+    "/var/lib/incus/unix.socket.user",
+    "/var/snap/lxd/common/lxd-user/unix.socket",
+    "/var/lib/lxd-user/unix.socket",
+];
 /// The most that is read of an answer; an instance takes some 5 kB.
 const LARGEST: usize = 256 << 20;
-/// Events after which machines may differ. `profile-` and `project-` are of
+/// Events after which machines may differ, or names of links. `profile-` and `project-` are of
 /// configuration that instances have through these; others come with each command that
 /// is run in a container.
-const EVENTS: [&str; 12] = [
+const EVENTS: [&str; 14] = [
+    "instance-created",
     "instance-started",
     "instance-stopped",
     "instance-shutdown",
@@ -45,6 +53,7 @@ const EVENTS: [&str; 12] = [
     "instance-restored",
     "instance-deleted",
     "profile-updated",
+    "project-created",
     "project-updated",
     "project-renamed",
 ];
@@ -59,6 +68,7 @@ pub struct Incus {
 
 impl Engine for Incus {
     const SOURCE: Source = Source::Incus;
+    const USERS_AT: &'static [&'static str] = &SOCKETS;
 
     async fn open() -> Result<Self> {
         let mut failure = io::Error::from(io::ErrorKind::NotFound);
@@ -72,7 +82,7 @@ impl Engine for Incus {
         Err(failure.into())
     }
 
-    async fn machines(&mut self) -> Result<Vec<Machine>> {
+    async fn machines(&mut self) -> Result<Listed> {
         // What they tell is in the list.
         while let Ok(told) = timeout(Duration::ZERO, self.events.next()).await {
             is_change(told)?;
@@ -81,7 +91,7 @@ impl Engine for Incus {
         let path = "/1.0/instances?recursion=1&all-projects=true";
         let mut instances: Vec<Instance> = get(self.socket, path).await?;
         instances.retain(|instance| instance.is_of(self.member.as_deref()));
-        Ok(instances::machines(&instances, &projects))
+        Ok(listed(&instances, &projects, users_are_served()))
     }
 
     async fn changed(&mut self) -> Result<()> {
@@ -114,6 +124,34 @@ impl Incus {
                 .then_some(environment.server_name),
         })
     }
+}
+
+fn listed(instances: &[Instance], projects: &[Project], users_are_served: bool) -> Listed {
+    Listed {
+        machines: instances::machines(instances, projects),
+        users: Some(Users {
+            any: instances::are_restricted(projects) || users_are_served,
+            links: instances::named_by_users(instances, projects),
+        }),
+    }
+}
+
+/// What is made of its answers, for tests.
+#[cfg(test)]
+pub(super) fn read(instances: &serde_json::Value, projects: &serde_json::Value) -> Listed {
+    let instances: Vec<Instance> = serde_json::from_value(instances.clone()).unwrap();
+    let projects: Vec<Project> = serde_json::from_value(projects.clone()).unwrap();
+    listed(&instances, &projects, false)
+}
+
+/// Whether users of the host may get a project by connecting. What cannot be looked at
+/// may be there.
+fn users_are_served() -> bool {
+    let is_there = |path: &&str| {
+        !matches!(fs::symlink_metadata(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound)
+    };
+    USER_SOCKETS.iter().any(is_there)
 }
 
 /// Whether an event is one after which machines may differ.

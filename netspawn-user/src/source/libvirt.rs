@@ -24,7 +24,7 @@ use roxmltree::{Document, Node};
 
 use super::{
     Source, Watcher,
-    engine::{Engine, Machine, Place, Wrong, each_sends_for_all},
+    engine::{Engine, Listed, Machine, Place, Wrong, each_sends_for_all},
     kernel::is_private,
 };
 use crate::{
@@ -50,8 +50,8 @@ impl Engine for Libvirt {
         Ok(Libvirt(Watcher::new([FOLDER.into()])?))
     }
 
-    async fn machines(&mut self) -> Result<Vec<Machine>> {
-        let mut machines = Vec::new();
+    async fn machines(&mut self) -> Result<Listed> {
+        let mut machines: Vec<Machine> = Vec::new();
         let folder = gone::list(Path::new(FOLDER))?;
         for entry in folder.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))? {
             let path = entry.path();
@@ -66,7 +66,7 @@ impl Engine for Libvirt {
         }
         // The folder's order is none, and what is kept is compared.
         machines.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(machines)
+        Ok(machines.into())
     }
 
     async fn changed(&mut self) -> Result<()> {

@@ -16,6 +16,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     str::FromStr,
+    time::Instant,
 };
 
 use serde::{Deserialize, Serialize};
@@ -25,14 +26,14 @@ pub use files::parse as parse_machine;
 pub use files::{
     Created, Removed, create_machine, machine_path, remove_machine, text_of, write_machine,
 };
-pub(crate) use files::{draft, replace, sweep_drafts};
+pub(crate) use files::{PRIVATE, SHARED, draft, replace, sweep_drafts};
 pub use nspawn::parse as parse_nspawn;
 pub(crate) use nspawn::syntax;
 pub use watch::Watcher;
 
 use self::{
     cni::Cni,
-    engine::{Machine, Places, Taken},
+    engine::{Answers, Known, Listed, Makers, OfUsers, Placed, Places, Taken},
     files::Files,
     kernel::Kernel,
     layers::Layers,
@@ -155,9 +156,11 @@ pub struct Snapshot {
     pub registered: Registered,
     /// Ports of the machines that engines run, by machine; `None` for one that has
     /// none yet.
-    pub placed: BTreeMap<String, Option<u32>>,
+    pub placed: BTreeMap<String, Option<Placed>>,
     /// Why ports could not be looked for: then nothing is to be done until they can be.
     pub unplaced: Option<String>,
+    /// Who has made which link.
+    pub makers: Makers,
 }
 
 /// What systemd-machined says of the links of machines.
@@ -196,11 +199,14 @@ pub fn now(
     host: &Host,
     keep: bool,
 ) -> Snapshot {
-    let mut sources = Sources::new(config_dir, run_dir, enabled.iter().copied());
-    sources.asked = engine::ask(enabled);
+    let known = Known::asking(false);
+    let mut sources = Sources::knowing(config_dir, run_dir, enabled.iter().copied(), known);
+    // Before engines are asked, so that they say whose these are.
+    sources.known.see(host, Instant::now());
+    sources.asked = engine::ask(enabled, &sources.answers);
     if keep {
-        for (source, machines) in &sources.asked {
-            if let Err(error) = engine::keep(run_dir, *source, machines) {
+        for (source, said) in &sources.asked {
+            if let Err(error) = engine::keep(run_dir, *source, said) {
                 tracing::warn!("cannot keep what {} says: {error}", source.name());
             }
         }
@@ -227,19 +233,43 @@ pub struct Sources {
     cni: Cni,
     run_dir: PathBuf,
     /// What engines have just said; else what is kept counts.
-    asked: BTreeMap<Source, Vec<Machine>>,
+    asked: BTreeMap<Source, Listed>,
     /// What is kept of engines, as it was last read.
-    engines: BTreeMap<Source, Vec<Machine>>,
+    engines: BTreeMap<Source, Listed>,
+    answers: Answers,
     places: Places,
+    known: Known,
     last_good: BTreeMap<String, Declaration>,
 }
 
 impl Sources {
-    /// The sources named. Nothing is read yet.
+    /// The sources named, for a process that does not ask engines. Nothing is read yet.
     pub fn new(
         config_dir: &Path,
         run_dir: &Path,
         enabled: impl IntoIterator<Item = Source>,
+    ) -> Self {
+        Sources::knowing(config_dir, run_dir, enabled, Known::kept())
+    }
+
+    /// The sources named, for a process that follows engines, which say with
+    /// [`Sources::answers`] when they have answered. Links of `host` are there now.
+    pub fn following(
+        config_dir: &Path,
+        run_dir: &Path,
+        enabled: impl IntoIterator<Item = Source>,
+        host: &Host,
+    ) -> Self {
+        let mut known = Known::asking(true);
+        known.see(host, Instant::now());
+        Sources::knowing(config_dir, run_dir, enabled, known)
+    }
+
+    fn knowing(
+        config_dir: &Path,
+        run_dir: &Path,
+        enabled: impl IntoIterator<Item = Source>,
+        known: Known,
     ) -> Self {
         Sources {
             enabled: enabled.into_iter().collect(),
@@ -250,7 +280,9 @@ impl Sources {
             run_dir: run_dir.to_owned(),
             asked: BTreeMap::new(),
             engines: BTreeMap::new(),
+            answers: Answers::default(),
             places: Places::default(),
+            known,
             last_good: BTreeMap::new(),
         }
     }
@@ -258,6 +290,11 @@ impl Sources {
     /// Those that are read.
     pub fn enabled(&self) -> &BTreeSet<Source> {
         &self.enabled
+    }
+
+    /// Where those who ask engines say when these have answered.
+    pub fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// The folders that are read, whose changes are changes of declarations.
@@ -329,25 +366,31 @@ impl Sources {
             || self.enabled.contains(&Source::Cni) && self.cni.differs(host)
     }
 
-    /// Looks for [`Snapshot::placed`], of the machines that were last read.
+    /// Sets [`Snapshot::placed`] and [`Snapshot::makers`], of the machines that were last
+    /// read.
     pub fn place(&mut self, snapshot: &mut Snapshot, host: &Host) {
         snapshot.placed = self.places.ports(host);
         snapshot.unplaced = self.places.failure().map(str::to_owned);
+        let located = self.places.located(&snapshot.placed);
+        snapshot.makers = self.known.makers(host, located, Instant::now());
     }
 
     fn read_engines(&mut self, host: &Host, layers: &mut Layers) {
         let mut taken = Taken::default();
         let mut places = Vec::new();
         let mut complete = true;
+        self.read_users(layers);
         for source in Source::ENGINES {
             if !self.enabled.contains(&source) {
                 continue;
             }
             let machines = match self.asked.get(&source) {
-                Some(machines) => Ok(machines.clone()),
+                Some(said) => Ok(said.machines.clone()),
                 None if source == Source::Cni => self.cni.read(&self.run_dir, host),
-                None => engine::read(&self.run_dir, source).inspect(|machines| {
-                    self.engines.insert(source, machines.clone());
+                None => engine::read(&self.run_dir, source).map(|said| {
+                    let machines = said.machines.clone();
+                    self.engines.insert(source, said);
+                    machines
                 }),
             };
             match machines {
@@ -361,5 +404,32 @@ impl Sources {
         if complete {
             self.places.set(places);
         }
+    }
+
+    /// What engines say of links that users have named. They need not be among the
+    /// sources.
+    fn read_users(&mut self, layers: &mut Layers) {
+        // Before the records: what these say is no older.
+        let answered = self.answers.now();
+        let mut records = BTreeMap::new();
+        for (source, _) in engine::with_users() {
+            let said = match self.asked.get(&source) {
+                Some(said) => Ok(said.users.clone()),
+                None => engine::read(&self.run_dir, source).map(|said| said.users),
+            };
+            let record = match said {
+                Ok(Some(users)) => OfUsers::Said(users),
+                Ok(None) => OfUsers::Nothing,
+                Err(problem) => {
+                    // Of one among the sources it is reported with its machines.
+                    if !self.enabled.contains(&source) {
+                        layers.problem(problem);
+                    }
+                    OfUsers::Unreadable
+                }
+            };
+            records.insert(source, record);
+        }
+        self.known.learn(answered, records);
     }
 }

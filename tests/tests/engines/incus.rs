@@ -1,6 +1,6 @@
 //! Incus, with containers whose network devices are routed or point-to-point.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use netspawn_tests::{Kit, SystemdHost};
 use serde_json::{Value, json};
 
@@ -212,5 +212,58 @@ fn devices_keys_and_projects_have_their_meaning() -> Result<()> {
         Incus::NAME,
         &incus.version()?,
         "routed, p2p, keys, projects",
+    )
+}
+
+#[test]
+fn link_that_a_user_names_like_a_port_is_not_taken_for_it() -> Result<()> {
+    let incus = Incus::boot()?;
+    let system = &incus.0;
+    let victim = Wanted::number(3);
+    // Outside of the projects nobody has a say but root, who has no need to wait.
+    system.shell(
+        "incus project create p -c features.images=false -c restricted=true \
+             -c restricted.devices.nic=allow -c restricted.networks.access=eth0
+        incus profile device add default root disk path=/ pool=default --project p",
+    )?;
+    let intruder = json!({ "devices": { "eth0": {
+        "type": "nic", "nictype": "p2p", "host_name": "ve-victim",
+    } } });
+    let addresses = [victim.v4.as_str(), &victim.v6];
+    for (round, line) in ["", "interface = \"ve-victim\"\n"].iter().enumerate() {
+        let file = format!("{line}addresses = {addresses:?}\n");
+        system.write("/etc/netspawn/machines/victim.toml", &file)?;
+        becomes(system, "victim", |machine| machine["state"] == "waiting")?;
+        // Several times, so that the agent is met at several moments.
+        for _ in 0..5 {
+            incus.launch("u1", "--project p", &intruder)?;
+            // It has the addresses, and would answer.
+            system.shell(&format!(
+                "incus exec --project p u1 -- ip link set eth0 up
+                incus exec --project p u1 -- ip addr add {}/32 dev eth0
+                incus exec --project p u1 -- ip addr add {}/128 dev eth0",
+                victim.v4, victim.v6
+            ))?;
+            victim.is_silent(system)?;
+            let found = scenario::machine(system, "victim")?;
+            ensure!(
+                found["state"] == "waiting" && found["ifindex"].is_null(),
+                "{found:#}"
+            );
+            system.run("incus delete --force --project p u1")?;
+        }
+        // Not for a moment.
+        let guarded = system.words()?.matches("ve-victim is guarded").count();
+        ensure!(guarded == round, "{}", system.words()?);
+        // The link is root's when root makes it.
+        system.start_machine("victim", &addresses)?;
+        victim.answers(system)?;
+        system.stop_machine("victim")?;
+        victim.is_silent(system)?;
+    }
+    record(
+        Incus::NAME,
+        &incus.version()?,
+        "links that users name like a machine's port",
     )
 }

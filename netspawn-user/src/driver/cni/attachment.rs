@@ -1,9 +1,9 @@
 //! What is known of each container that is connected, a file each in `RUNDIR/cni`.
 
 use std::{
-    fs::{self, File, Permissions, TryLockError},
+    fs::{self, DirBuilder, File, Permissions, TryLockError},
     io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -16,10 +16,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::environment::Target;
 use crate::{
-    control, gone,
+    gone, lock,
     model::Host,
     problem::{Fault, Problem},
-    source::{draft, engine::Machine, replace},
+    source::{PRIVATE, draft, engine::Machine, replace},
 };
 
 /// Hex digits in the names of links and files.
@@ -102,7 +102,9 @@ impl Attachment {
     /// When it cannot be written.
     pub fn begin(&self, run_dir: &Path) -> io::Result<Begun> {
         let path = begun(run_dir, &self.container, &self.ifname);
-        let draft = draft(&path, &serde_json::to_vec(self)?)?;
+        // Who may open a file may hold it locked, as if this went on for ever.
+        make_private(&begun_folder(run_dir))?;
+        let draft = draft(&path, &serde_json::to_vec(self)?, PRIVATE)?;
         draft.as_file().lock()?;
         // Whom this process asks for addresses holds it as well, and may outlive it.
         fcntl(draft.as_file(), FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -119,6 +121,7 @@ impl Attachment {
         replace(
             &file(run_dir, &self.container, &self.ifname),
             &serde_json::to_vec(self)?,
+            PRIVATE,
         )
     }
 }
@@ -234,7 +237,7 @@ fn is_broken_off(path: &Path) -> io::Result<bool> {
         return Ok(false);
     };
     match file.try_lock() {
-        Ok(()) => control::is_at(&file, path),
+        Ok(()) => lock::is_at(&file, path),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(error),
     }
@@ -303,9 +306,17 @@ pub fn lock(run_dir: &Path) -> io::Result<File> {
 /// A network's configuration is nobody else's business than root's.
 fn make_folder(run_dir: &Path) -> io::Result<PathBuf> {
     let folder = folder(run_dir);
-    fs::create_dir_all(&folder)?;
-    fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+    make_private(&folder)?;
     Ok(folder)
+}
+
+fn make_private(folder: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    // Of one that was there before.
+    fs::set_permissions(folder, Permissions::from_mode(0o700))
 }
 
 #[cfg(test)]
@@ -365,8 +376,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let a = attachment("a", 0);
         assert_eq!(broken_off(dir.path()).unwrap(), []);
+        // As an older version made it.
+        fs::create_dir(begun_folder(dir.path())).unwrap();
         let begun = a.begin(dir.path()).unwrap();
         assert_eq!(broken_off(dir.path()).unwrap(), []);
+        // Who may open it may lock it.
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&begun.path), 0o600);
+        assert_eq!(mode(&begun_folder(dir.path())), 0o700);
         drop(begun);
         assert_eq!(broken_off(dir.path()).unwrap(), []);
         let mut begun = a.begin(dir.path()).unwrap();

@@ -23,7 +23,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use self::machines::{Labels, Network, ours};
 use super::{
     Source,
-    engine::{Engine, Machine},
+    engine::{Engine, Listed, Machine},
 };
 use crate::driver::docker::DRIVER;
 
@@ -71,10 +71,10 @@ impl Engine for Docker {
         })
     }
 
-    async fn machines(&mut self) -> Result<Vec<Machine>> {
+    async fn machines(&mut self) -> Result<Listed> {
         let networks = networks(&self.api).await?;
         let containers = self.api.list_containers(None).await?;
-        let mut machines = Vec::with_capacity(containers.len());
+        let mut machines: Vec<Machine> = Vec::with_capacity(containers.len());
         for container in &containers {
             if !machines::has_own_network(container) {
                 continue;
@@ -92,7 +92,7 @@ impl Engine for Docker {
         self.forget(&containers);
         // The daemon lists them by age.
         machines.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(machines)
+        Ok(machines.into())
     }
 
     async fn changed(&mut self) -> Result<()> {

@@ -5,17 +5,24 @@ use std::{
     io,
     path::{Path, PathBuf},
     pin::Pin,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::{
+        Notify,
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    },
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
-use super::{Engine, Machine, keep, read};
+use super::{Answers, Engine, Listed, keep, read};
 use crate::source::{Source, docker::Docker, incus::Incus, libvirt::Libvirt};
 
 /// How long who starts waits for an engine.
@@ -32,7 +39,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// An engine as something that can be asked or followed.
 struct Known {
     source: Source,
-    list: fn() -> Task<Result<Vec<Machine>>>,
+    users_at: &'static [&'static str],
+    list: fn() -> Task<Result<Listed>>,
     follow: fn(Follower) -> Task<()>,
 }
 
@@ -44,24 +52,39 @@ const KNOWN: [Known; 3] = [known::<Docker>(), known::<Incus>(), known::<Libvirt>
 const fn known<E: Engine>() -> Known {
     Known {
         source: E::SOURCE,
+        users_at: E::USERS_AT,
         list: || Box::pin(async { E::open().await?.machines().await }),
         follow: |follower| Box::pin(follower.run::<E>()),
     }
 }
 
-/// Asks the engines among the sources once, all at a time, and blocks for it. Those
-/// that do not answer are not in the result.
-pub fn ask(enabled: &BTreeSet<Source>) -> BTreeMap<Source, Vec<Machine>> {
+/// The engines that let users name links, with the paths of [`Engine::USERS_AT`].
+pub fn with_users() -> impl Iterator<Item = (Source, &'static [&'static str])> {
+    KNOWN
+        .iter()
+        .filter(|engine| !engine.users_at.is_empty())
+        .map(|engine| (engine.source, engine.users_at))
+}
+
+/// The engines to ask: those among the sources, and those whose users may name links
+/// that others expect.
+fn asked(enabled: &BTreeSet<Source>) -> impl Iterator<Item = &'static Known> {
+    KNOWN
+        .iter()
+        .filter(|engine| enabled.contains(&engine.source) || !engine.users_at.is_empty())
+}
+
+/// Asks the engines once, all at a time, and blocks for it. Those that do not answer are
+/// not in the result.
+pub fn ask(enabled: &BTreeSet<Source>, answers: &Answers) -> BTreeMap<Source, Listed> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     match runtime {
         Ok(runtime) => runtime.block_on(async {
-            let asked = KNOWN
-                .iter()
-                .filter(|engine| enabled.contains(&engine.source));
-            let answers = asked.map(once).collect::<JoinSet<_>>().join_all().await;
-            answers.into_iter().flatten().collect()
+            let said = asked(enabled).map(|engine| once(engine, answers.clone()));
+            let said = said.collect::<JoinSet<_>>().join_all().await;
+            said.into_iter().flatten().collect()
         }),
         Err(error) => {
             tracing::debug!("cannot ask engines: {error}");
@@ -70,11 +93,18 @@ pub fn ask(enabled: &BTreeSet<Source>) -> BTreeMap<Source, Vec<Machine>> {
     }
 }
 
-async fn once(engine: &Known) -> Option<(Source, Vec<Machine>)> {
+async fn once(engine: &Known, answers: Answers) -> Option<(Source, Listed)> {
     let name = engine.source.name();
+    let asked = Instant::now();
     match timeout(FIRST, (engine.list)()).await {
-        Ok(Ok(machines)) => Some((engine.source, machines)),
+        Ok(Ok(said)) => {
+            answers.listed(engine.source, asked, has_users(&said));
+            Some((engine.source, said))
+        }
         Ok(Err(error)) => {
+            if is_missing(&error) {
+                answers.absent(engine.source, asked);
+            }
             tracing::debug!("{name} is not asked: {error:#}");
             None
         }
@@ -85,34 +115,74 @@ async fn once(engine: &Known) -> Option<(Source, Vec<Machine>)> {
     }
 }
 
+fn has_users(said: &Listed) -> bool {
+    said.users.as_ref().is_some_and(|users| users.any)
+}
+
+/// Whether an engine is not there, rather than failing.
+fn is_missing(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// Follows engines until it is dropped, and keeps what they say.
 #[derive(Debug)]
 pub struct Engines {
     _tasks: JoinSet<()>,
     told: UnboundedReceiver<()>,
+    wishes: BTreeMap<Source, Arc<Wish>>,
+}
+
+/// That an engine lists its machines though nothing is told to have changed.
+#[derive(Debug, Default)]
+struct Wish {
+    made: AtomicBool,
+    notify: Notify,
+}
+
+impl Wish {
+    fn take(&self) -> bool {
+        self.made.swap(false, Ordering::AcqRel)
+    }
 }
 
 impl Engines {
-    /// Starts to follow those among the sources.
-    pub fn follow(run_dir: &Path, enabled: &BTreeSet<Source>) -> Self {
+    /// Starts to follow those among the sources, and those whose users name links.
+    pub fn follow(run_dir: &Path, enabled: &BTreeSet<Source>, answers: &Answers) -> Self {
         let mut tasks = JoinSet::new();
         let (tell, told) = unbounded_channel();
-        for engine in &KNOWN {
-            if enabled.contains(&engine.source) {
-                tasks.spawn((engine.follow)(Follower::new(
-                    engine.source,
-                    run_dir,
-                    &tell,
-                )));
-            }
+        let mut wishes = BTreeMap::new();
+        for engine in asked(enabled) {
+            let wish = Arc::new(Wish::default());
+            wishes.insert(engine.source, Arc::clone(&wish));
+            tasks.spawn((engine.follow)(Follower {
+                source: engine.source,
+                run_dir: run_dir.to_owned(),
+                tell: tell.clone(),
+                said: Spoken::Nothing,
+                answers: answers.clone(),
+                wish,
+            }));
         }
         Engines {
             _tasks: tasks,
             told,
+            wishes,
         }
     }
 
-    /// Waits until something else is kept of an engine. Dropping the future loses
+    /// Has engines list their machines soon, after which [`Engines::changed`] returns
+    /// whatever they say.
+    pub fn ask(&self, engines: &BTreeSet<Source>) {
+        for wish in engines.iter().filter_map(|source| self.wishes.get(source)) {
+            wish.made.store(true, Ordering::Release);
+            wish.notify.notify_one();
+        }
+    }
+
+    /// Waits until something else is kept of an engine, or one has done what
+    /// [`Engines::ask`] wants. Dropping the future loses
     /// nothing.
     #[expect(
         clippy::disallowed_methods,
@@ -129,7 +199,7 @@ impl Engines {
 
 /// Whether an engine is followed, as far as that has been said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum Spoken {
     Nothing,
     /// That it does not answer.
     Refused,
@@ -142,30 +212,33 @@ struct Follower {
     source: Source,
     run_dir: PathBuf,
     tell: UnboundedSender<()>,
-    said: Said,
+    said: Spoken,
+    answers: Answers,
+    wish: Arc<Wish>,
 }
 
 impl Follower {
-    fn new(source: Source, run_dir: &Path, tell: &UnboundedSender<()>) -> Self {
-        Follower {
-            source,
-            run_dir: run_dir.to_owned(),
-            tell: tell.clone(),
-            said: Said::Nothing,
-        }
-    }
-
     async fn run<E: Engine>(mut self) {
         let mut pause = RETRY.0;
         loop {
             let started = Instant::now();
             let Err(error) = self.session::<E>().await;
+            if is_missing(&error) {
+                self.answers.absent(self.source, started);
+                if self.wish.take() {
+                    self.tell();
+                }
+            }
             self.lost(&error);
             if started.elapsed() > RETRY.1 {
                 pause = RETRY.0;
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(RETRY.1);
+            // Whoever waits for an answer waits no longer than an engine needs that is
+            // back.
+            tokio::select! {
+                () = sleep(pause) => pause = (pause * 2).min(RETRY.1),
+                () = self.wish.notify.notified() => sleep(RETRY.0).await,
+            }
         }
     }
 
@@ -175,69 +248,90 @@ impl Follower {
             .await
             .context("it does not answer")??;
         loop {
+            let wish = self.wish.take();
             let started = Instant::now();
-            let machines = timeout(LIST, engine.machines())
-                .await
-                .context("it does not list its machines")??;
-            self.followed(machines.len());
-            self.keep(machines);
+            let said = match timeout(LIST, engine.machines()).await {
+                Ok(Ok(said)) => said,
+                failed => {
+                    // To be told of when it answers.
+                    self.wish.made.fetch_or(wish, Ordering::AcqRel);
+                    failed.context("it does not list its machines")??
+                }
+            };
+            let again = self.said != Spoken::Followed;
+            self.followed(said.machines.len());
+            if let Some(changed) = self.keep(&said) {
+                // Not before it is kept: whoever sees the moment reads this.
+                self.answers.listed(self.source, started, has_users(&said));
+                if changed || again || wish {
+                    self.tell();
+                }
+            }
             // A list of thousands takes its time: half of it is the others'.
             sleep(SETTLE.max(started.elapsed())).await;
-            match timeout(RESYNC, engine.changed()).await {
-                Ok(changed) => changed?,
-                Err(_) => tracing::trace!("{} is listed without need", self.source.name()),
+            tokio::select! {
+                changed = timeout(RESYNC, engine.changed()) => match changed {
+                    Ok(changed) => changed?,
+                    Err(_) => tracing::trace!("{} is listed without need", self.source.name()),
+                },
+                () = self.wish.notify.notified() => {}
             }
             sleep(SETTLE).await;
         }
     }
 
+    fn tell(&self) {
+        // Nobody listens any more when the agent ends.
+        let _ = self.tell.send(());
+    }
+
+    /// Whether what is kept has changed; `None` when it cannot be written.
     #[expect(
         clippy::disallowed_methods,
         reason = "what cannot be read is written again"
     )]
-    fn keep(&self, machines: Vec<Machine>) {
-        if read(&self.run_dir, self.source).is_ok_and(|before| before == machines) {
-            return;
+    fn keep(&self, said: &Listed) -> Option<bool> {
+        if read(&self.run_dir, self.source).is_ok_and(|before| before == *said) {
+            return Some(false);
         }
-        match keep(&self.run_dir, self.source, &machines) {
-            // Nobody listens any more when the agent ends.
-            Ok(()) => drop(self.tell.send(())),
-            Err(error) => tracing::error!(
-                "cannot keep what {} says in {}: {error}",
-                self.source.name(),
-                self.run_dir.display()
-            ),
+        match keep(&self.run_dir, self.source, said) {
+            Ok(()) => Some(true),
+            Err(error) => {
+                tracing::error!(
+                    "cannot keep what {} says in {}: {error}",
+                    self.source.name(),
+                    self.run_dir.display()
+                );
+                None
+            }
         }
     }
 
     fn followed(&mut self, machines: usize) {
         let name = self.source.name();
         match self.said {
-            Said::Followed => {}
-            Said::Lost | Said::Refused => {
+            Spoken::Followed => {}
+            Spoken::Lost | Spoken::Refused => {
                 tracing::info!("{name} is followed again; machines: {machines}");
             }
-            Said::Nothing => tracing::info!("{name} is followed; machines: {machines}"),
+            Spoken::Nothing => tracing::info!("{name} is followed; machines: {machines}"),
         }
-        self.said = Said::Followed;
+        self.said = Spoken::Followed;
     }
 
     fn lost(&mut self, error: &anyhow::Error) {
         let name = self.source.name();
-        let missing = error
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::NotFound);
         match self.said {
-            Said::Followed => {
+            Spoken::Followed => {
                 tracing::warn!(
                     "lost {name} ({error:#}); its machines stay as they are, and it is followed \
                      again when it is back"
                 );
-                self.said = Said::Lost;
+                self.said = Spoken::Lost;
             }
-            Said::Nothing if !missing => {
+            Spoken::Nothing if !is_missing(error) => {
                 tracing::warn!("{name} is not followed ({error:#}); trying again");
-                self.said = Said::Refused;
+                self.said = Spoken::Refused;
             }
             _ => tracing::debug!("{name} is not followed: {error:#}"),
         }

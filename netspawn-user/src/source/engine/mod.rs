@@ -4,22 +4,35 @@
 //! is ever read: by the agent, by commands, and by an agent that starts while the
 //! engine is away, whose machines run on.
 
+mod answers;
 mod follow;
+mod makers;
 mod names;
 mod places;
 mod record;
 pub(super) mod socket;
 
-use std::{collections::BTreeSet, fmt, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
 
 use anyhow::Result;
 use ipnet::IpNet;
 use netspawn_ebpf::wire::Mac;
 use serde::{Deserialize, Serialize};
 
-pub use self::{follow::Engines, record::folder};
+pub use self::{
+    answers::Answers,
+    follow::Engines,
+    makers::{Maker, Makers, Unsaid, User},
+    places::Placed,
+    record::folder,
+};
 pub(super) use self::{
-    follow::ask,
+    follow::{ask, with_users},
+    makers::{Known, OfUsers},
     names::Taken,
     places::Places,
     record::{keep, read},
@@ -41,6 +54,11 @@ pub trait Engine: Sized + Send + 'static {
     /// The source that it is.
     const SOURCE: Source;
 
+    /// Where it may listen, for an engine that lets users name links whom the host's
+    /// root need not trust. As long as nothing is there, it makes no links. It is asked
+    /// even if it is not among the sources, and says [`Listed::users`].
+    const USERS_AT: &'static [&'static str] = &[];
+
     /// Reaches the engine. What changes from now on is told.
     ///
     /// # Errors
@@ -48,11 +66,11 @@ pub trait Engine: Sized + Send + 'static {
     /// `NotFound` says that it is not installed, or not started.
     fn open() -> impl Future<Output = Result<Self>> + Send;
 
-    /// All machines that run now.
+    /// All machines that run now, and the links that users have named.
     ///
     /// # Errors
     /// When the engine does not say.
-    fn machines(&mut self) -> impl Future<Output = Result<Vec<Machine>>> + Send;
+    fn machines(&mut self) -> impl Future<Output = Result<Listed>> + Send;
 
     /// Waits until machines may have changed since they were last listed. Dropping the
     /// future loses nothing.
@@ -60,6 +78,46 @@ pub trait Engine: Sized + Send + 'static {
     /// # Errors
     /// When the engine is gone.
     fn changed(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// What an engine says at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// The machines that run.
+    pub machines: Vec<Machine>,
+    /// Of an engine that lets users name links: what they have named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<Users>,
+}
+
+impl From<Vec<Machine>> for Listed {
+    fn from(machines: Vec<Machine>) -> Self {
+        Listed {
+            machines,
+            users: None,
+        }
+    }
+}
+
+/// Users of an engine whom the host's root need not trust.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Users {
+    /// Whether there may be any.
+    pub any: bool,
+    /// Links that are theirs, or would be, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<String, Named>,
+}
+
+/// A name that such a user has chosen for a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// The machine that the name was chosen for, as in [`Machine::origin`].
+    pub origin: String,
+    /// Whether the machine runs, so that a link of that name is its own: the engine makes
+    /// none where there is one already. Otherwise the name is only asked for, and may be
+    /// that of a link of somebody else's.
+    pub made: bool,
 }
 
 /// A machine, or one interface of a machine with several, as an engine has it.
@@ -170,20 +228,50 @@ pub(super) fn each_sends_for_all(machines: &mut [Machine]) {
     }
 }
 
+/// Where a machine of an engine's is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Located {
+    /// The name that it has here.
+    pub name: String,
+    /// The engine.
+    pub source: Source,
+    /// What it is to the engine, with the engine's name, for messages.
+    pub origin: String,
+    /// [`Machine::named_by_user`].
+    pub named_by_user: bool,
+    /// The place.
+    pub place: Place,
+}
+
+impl Located {
+    /// Whether a link's name is all that says which it is. Files of the CNI plugin are
+    /// left out once their link's index is gone.
+    fn by_name(&self) -> bool {
+        matches!(self.place, Place::Link(_)) && self.source != Source::Cni
+    }
+}
+
 /// Adds what an engine says to what other sources say. Returns where each of its
-/// machines is found, by the name that it has here.
+/// machines is found.
 pub(super) fn lay(
     source: Source,
     machines: Vec<Machine>,
     taken: &mut Taken,
     layers: &mut Layers,
-) -> Vec<(String, Place)> {
+) -> Vec<Located> {
     let kind = source.kind();
     let mut places = Vec::with_capacity(machines.len());
     for machine in machines {
         let name = taken.name(&machine.name, source, machine.named_by_user, layers);
-        let path = PathBuf::from(format!("{} {}", source.name(), machine.origin));
-        places.push((name.clone(), machine.place));
+        let origin = format!("{} {}", source.name(), machine.origin);
+        let path = PathBuf::from(&origin);
+        places.push(Located {
+            name: name.clone(),
+            source,
+            origin,
+            named_by_user: machine.named_by_user,
+            place: machine.place,
+        });
         let usable = machine.faults.iter().all(|wrong| wrong.left_out);
         let problems = machine.faults.into_iter().map(|wrong| {
             Fault::new(wrong.message, wrong.remedy).at(&path, None, Some(&wrong.field))

@@ -5,7 +5,7 @@ use std::{
     fs::File,
 };
 
-use super::Place;
+use super::{Located, Place};
 use crate::{
     gone,
     model::{Host, Link},
@@ -16,10 +16,19 @@ use crate::{
     },
 };
 
+/// A port where an engine's machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Its ifindex.
+    pub ifindex: u32,
+    /// Whether it was found by its name alone.
+    pub by_name: bool,
+}
+
 /// Where engines' machines are, and the ports that were found there.
 #[derive(Default)]
 pub struct Places {
-    places: Vec<(String, Place)>,
+    places: Vec<Located>,
     /// ifindex of the port and id of the namespace behind it, by machine. It holds as
     /// long as that link leads to a namespace of that id: neither is given to another
     /// while both exist.
@@ -38,17 +47,26 @@ impl std::fmt::Debug for Places {
 
 impl Places {
     /// Machines and their places from now on.
-    pub fn set(&mut self, places: Vec<(String, Place)>) {
+    pub fn set(&mut self, places: Vec<Located>) {
         self.places = places;
     }
 
-    /// ifindex of each machine's port among the host's links, `None` while there is
-    /// none.
+    /// The machines that have a port, with its ifindex.
+    pub fn located<'a>(
+        &'a self,
+        ports: &'a BTreeMap<String, Option<Placed>>,
+    ) -> impl Iterator<Item = (&'a Located, u32)> {
+        let port = |machine: &Located| (*ports.get(&machine.name)?).map(|port| port.ifindex);
+        let places = self.places.iter();
+        places.filter_map(move |machine| Some((machine, port(machine)?)))
+    }
+
+    /// Each machine's port among the host's links, `None` while there is none.
     #[expect(
         clippy::disallowed_methods,
         reason = "the failure is kept, and nothing is changed for it"
     )]
-    pub fn ports(&mut self, host: &Host) -> BTreeMap<String, Option<u32>> {
+    pub fn ports(&mut self, host: &Host) -> BTreeMap<String, Option<Placed>> {
         if self.places.is_empty() {
             self.found.clear();
             self.failure = None;
@@ -69,7 +87,8 @@ impl Places {
         let mut before = std::mem::take(&mut self.found);
         let mut netlink = None;
         let mut ports = BTreeMap::new();
-        for (name, place) in &self.places {
+        for machine in &self.places {
+            let Located { name, place, .. } = machine;
             let port = match place {
                 Place::Link(link) => by_name.get(link.as_str()).copied(),
                 Place::Namespace { .. } => {
@@ -93,6 +112,8 @@ impl Places {
                     found.map(|(ifindex, _)| ifindex)
                 }
             };
+            let by_name = machine.by_name();
+            let port = port.map(|ifindex| Placed { ifindex, by_name });
             ports.insert(name.clone(), port);
         }
         ports

@@ -1,3 +1,6 @@
+mod makers;
+mod timing;
+
 use std::{collections::BTreeSet, fs};
 
 use super::*;
@@ -28,7 +31,8 @@ impl Dirs {
     }
 
     fn keep(&self, source: Source, machines: &[Machine]) {
-        keep(&self.0.path().join("run"), source, machines).unwrap();
+        let said = Listed::from(machines.to_vec());
+        keep(&self.0.path().join("run"), source, &said).unwrap();
     }
 
     fn declare(&self, name: &str, text: &str) {
@@ -78,7 +82,11 @@ fn file_of_that_name_is_about_it() {
     let web = &snapshot.declarations["web"];
     assert_eq!(web.addresses, ["203.0.113.9/32".parse().unwrap()]);
     assert_eq!(web.tenant.as_deref(), Some("acme"));
-    assert_eq!(snapshot.placed["web"], Some(7));
+    let placed = Placed {
+        ifindex: 7,
+        by_name: true,
+    };
+    assert_eq!(snapshot.placed["web"], Some(placed));
     assert!(!snapshot.declarations.contains_key("bare"));
     assert!(snapshot.problems.is_empty());
 }
@@ -140,7 +148,13 @@ fn file_that_is_damaged_takes_nothing_away() {
 #[test]
 fn port_found_by_name_follows_the_link() {
     let mut places = Places::default();
-    places.set(vec![("web".to_owned(), Place::Link("tap0".to_owned()))]);
+    places.set(vec![Located {
+        name: "web".to_owned(),
+        source: Source::Libvirt,
+        origin: "libvirt domain web".to_owned(),
+        named_by_user: false,
+        place: Place::Link("tap0".to_owned()),
+    }]);
     let mut host = Host::default();
     assert_eq!(places.ports(&host)["web"], None);
     let mut link = crate::model::Link::ethernet(9, "tap0");
@@ -150,7 +164,7 @@ fn port_found_by_name_follows_the_link() {
         mac: None,
     });
     host.links.insert(9, link);
-    assert_eq!(places.ports(&host)["web"], Some(9));
+    assert_eq!(places.ports(&host)["web"].unwrap().ifindex, 9);
 }
 
 #[test]

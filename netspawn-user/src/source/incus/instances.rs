@@ -6,7 +6,7 @@
 //! the project's own configuration allows, which only the administrator can set, and
 //! the project's tenant. A guest can only read its own `user.` keys, through /dev/incus.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -15,7 +15,7 @@ use crate::{
     fields,
     problem::Fault,
     source::{
-        engine::{Machine, Place, Wrong, each_sends_for_all},
+        engine::{Machine, Named, Place, Wrong, each_sends_for_all},
         kernel::is_private,
     },
 };
@@ -64,6 +64,95 @@ pub struct Project {
     config: Config,
 }
 
+impl Project {
+    fn is_restricted(&self) -> bool {
+        is_restricted(&self.config)
+    }
+}
+
+fn is_restricted(project: &Config) -> bool {
+    // Everything that Incus reads as true: `IsTrue` in shared/util/boolean.go.
+    let value = project.get("restricted").map(|value| value.to_lowercase());
+    matches!(value.as_deref(), Some("true" | "1" | "yes" | "on"))
+}
+
+/// Whether there are projects whose users are nobody on the host.
+pub fn are_restricted(projects: &[Project]) -> bool {
+    projects.iter().any(Project::is_restricted)
+}
+
+/// The links that are of instances in restricted projects, or would be if these ran.
+///
+/// A device's configuration has the name before the link is made, and what Incus notes of
+/// running ones (`volatile`) only after it: an instance that starts is listed as stopped
+/// until then.
+pub fn named_by_users(instances: &[Instance], projects: &[Project]) -> BTreeMap<String, Named> {
+    let trusted: BTreeSet<&str> = projects
+        .iter()
+        .filter(|project| !project.is_restricted())
+        .map(|project| project.name.as_str())
+        // LXD before projects, or one that lists none.
+        .chain(projects.is_empty().then_some(DEFAULT))
+        .collect();
+    let mut links = BTreeMap::new();
+    // Of a project that is not listed nothing is known.
+    let theirs = instances
+        .iter()
+        .filter(|instance| !trusted.contains(instance.project.as_str()));
+    for instance in theirs {
+        let config = &instance.expanded_config;
+        let mut name = |link: &str, made: bool| {
+            if !link.is_empty() {
+                let named = links.entry(link.to_owned()).or_insert_with(|| Named {
+                    origin: origin(instance),
+                    made,
+                });
+                if made && !named.made {
+                    *named = Named {
+                        origin: origin(instance),
+                        made,
+                    };
+                }
+            }
+        };
+        for (key, value) in config {
+            let Some(key) = key.strip_prefix("volatile.") else {
+                continue;
+            };
+            if key.ends_with(".host_name") {
+                name(value, instance.status_code != STOPPED);
+            } else if key.ends_with(".hwaddr") {
+                by_mac(value).for_each(|link| name(&link, false));
+            }
+        }
+        for device in instance.expanded_devices.values() {
+            if let Some(link) = device.get("host_name") {
+                name(link, false);
+            }
+            if let Some(mac) = device.get("hwaddr") {
+                by_mac(mac).for_each(|link| name(&link, false));
+            }
+        }
+    }
+    links
+}
+
+/// What a link is called with `instances.nic.host_name=mac`.
+fn by_mac(mac: &str) -> impl Iterator<Item = String> {
+    let digits = mac.to_lowercase().replace(':', "");
+    ["inc", "lxd"]
+        .into_iter()
+        .map(move |kind| format!("{kind}{digits}"))
+}
+
+/// What an instance is called in messages.
+fn origin(instance: &Instance) -> String {
+    match instance.project.as_str() {
+        DEFAULT => format!("{} {}", instance.kind, instance.name),
+        project => format!("{} {} of project {project}", instance.kind, instance.name),
+    }
+}
+
 /// The machines that these instances are.
 pub fn machines(instances: &[Instance], projects: &[Project]) -> Vec<Machine> {
     let projects: BTreeMap<&str, &Config> = projects
@@ -100,14 +189,13 @@ pub fn machines(instances: &[Instance], projects: &[Project]) -> Vec<Machine> {
     reason = "what cannot be read as one is none; the kernel is not asked"
 )]
 fn of_instance(instance: &Instance, project: &Config) -> Vec<Machine> {
-    let restricted = project.get("restricted").map(String::as_str) == Some("true");
+    let restricted = is_restricted(project);
     let mut faults = Vec::new();
     let tenant = tenant(instance, project, restricted, &mut faults);
     let mut name = instance.name.clone();
-    let mut origin = format!("{} {}", instance.kind, instance.name);
+    let origin = origin(instance);
     if instance.project != DEFAULT {
         name += &format!(".{}", instance.project);
-        origin += &format!(" of project {}", instance.project);
     }
     let mut machines: Vec<Machine> = Vec::new();
     for (nic, device) in &instance.expanded_devices {
@@ -278,6 +366,7 @@ fn is_random(link: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prop_assert, proptest};
     use serde_json::{Value, json};
 
     use super::*;
@@ -397,6 +486,87 @@ mod tests {
     }
 
     #[test]
+    fn links_that_users_may_have_named_are_known_before_they_are_made() {
+        let nic = json!({ "eth0": {
+            "type": "nic", "nictype": "p2p", "host_name": "ve-web", "hwaddr": "10:66:6A:00:00:0a",
+        } });
+        let projects = [
+            project("p", json!({ "restricted": "true" })),
+            project("open", json!({})),
+        ];
+        let of = |name: &str, project: &str, status: u32, config: Value, devices: &Value| {
+            let mut instance = instance(name, project, json!({}), devices.clone());
+            instance.expanded_config = serde_json::from_value(config).unwrap();
+            instance.status_code = status;
+            instance
+        };
+        let noted = |link: &str| json!({ "volatile.eth0.host_name": link });
+        let named = |instances: &[Instance]| -> Vec<(String, bool)> {
+            let links = named_by_users(instances, &projects);
+            let links = links.into_iter();
+            links.map(|(link, named)| (link, named.made)).collect()
+        };
+        let by_mac = [
+            ("inc10666a00000a".to_owned(), false),
+            ("lxd10666a00000a".to_owned(), false),
+        ];
+        let link = |name: &str, made: bool| (name.to_owned(), made);
+        // Asked for; noted while it starts; made.
+        for (config, status, made) in [
+            (json!({}), STOPPED, false),
+            (noted("ve-web"), STOPPED, false),
+            (noted("ve-web"), 103, true),
+        ] {
+            let links = named(&[of("a", "p", status, config, &nic)]);
+            assert_eq!(links[..2], by_mac);
+            assert_eq!(links[2..], [link("ve-web", made)]);
+        }
+        // A made-up name is a user's, too; one that another asks for is whose it is.
+        let random = [
+            of("a", "p", 103, noted("veth0123abcd"), &json!({})),
+            of(
+                "b",
+                "p",
+                STOPPED,
+                json!({}),
+                &json!({ "eth0": { "host_name": "veth0123abcd" } }),
+            ),
+        ];
+        assert_eq!(named(&random), [link("veth0123abcd", true)]);
+        assert_eq!(
+            named_by_users(&random, &projects)["veth0123abcd"].origin,
+            "container a of project p"
+        );
+        // Those outside are root; a project that is not listed may be anything.
+        assert_eq!(named(&[of("a", "open", 103, noted("ve-web"), &nic)]), []);
+        assert_eq!(
+            named(&[of("a", "new", 103, noted("x"), &json!({}))]),
+            [link("x", true)]
+        );
+        // Before there were projects.
+        let all = named_by_users(&[of("a", DEFAULT, 103, noted("x"), &json!({}))], &[]);
+        assert_eq!(all, BTreeMap::new());
+    }
+
+    #[test]
+    fn project_is_restricted_by_whatever_incus_reads_as_true() {
+        for value in ["true", "True", "1", "yes", "on", "ON"] {
+            let restricted = project("p", json!({ "restricted": value }));
+            assert!(are_restricted(std::slice::from_ref(&restricted)), "{value}");
+            let own = json!({ TENANT: "acme" });
+            let machines = machines(&[instance("a", "p", own, routed())], &[restricted]);
+            assert!(machines[0].addresses.is_empty(), "{value}");
+            assert!(machines[0].named_by_user && machines[0].tenant.is_none());
+        }
+        for value in ["false", "0", "no", "off", ""] {
+            assert!(!are_restricted(&[project(
+                "p",
+                json!({ "restricted": value })
+            )]));
+        }
+    }
+
+    #[test]
     fn what_does_not_run_is_elsewhere_or_is_wrong() {
         let mut stopped = instance("web", "default", json!({}), routed());
         stopped.status_code = STOPPED;
@@ -409,7 +579,7 @@ mod tests {
         assert_eq!(fields, [TENANT, ADDRESSES]);
     }
 
-    proptest::proptest! {
+    proptest! {
         #[test]
         fn anything_is_read_without_panic(
             instance in crate::mangled::json(json!({
@@ -434,7 +604,15 @@ mod tests {
             if let (Ok(instance), Ok(project)) =
                 (serde_json::from_value(instance), serde_json::from_value(project))
             {
-                let _ = machines(&[instance], &[project]);
+                let (instances, projects) = ([instance], [project]);
+                let machines = machines(&instances, &projects);
+                let links = named_by_users(&instances, &projects);
+                // Whatever is served for a user has a link that is known as one.
+                for machine in machines.iter().filter(|machine| machine.named_by_user) {
+                    if let Place::Link(link) = &machine.place {
+                        prop_assert!(link.is_empty() || links[link].made);
+                    }
+                }
             }
         }
     }

@@ -488,9 +488,12 @@ async fn registration(
         .await?;
     let mut properties: HashMap<String, OwnedVariant> = reply.body().deserialize()?;
     let leader = properties.remove("Leader").map(u32::try_from);
+    // Before 258 nobody but root registers machines.
+    let user = properties.remove("UID").map(u32::try_from);
     let interfaces: Option<Result<Vec<i32>, _>> =
         properties.remove("NetworkInterfaces").map(Vec::try_from);
     Ok(Registration {
+        by_user: user.transpose()?.is_some_and(|user| user != 0),
         leader: leader.transpose()?.unwrap_or(0),
         interfaces: interfaces
             .transpose()?

@@ -14,6 +14,9 @@ const HOST0: &str = "host0";
 /// What machined knows of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Registration {
+    /// Whether a user has registered it who is not root: name and links are that one's
+    /// word, which counts for nothing here.
+    pub by_user: bool,
     /// Process id of its first process, `Leader`; 0 when there is none.
     pub leader: u32,
     /// `NetworkInterfaces`: the host's end of its link, or with `Bridge=` and
@@ -119,7 +122,8 @@ impl Machines {
             kernel,
         };
         let mut ports = BTreeMap::new();
-        for (name, machine) in &mut self.running {
+        let of_root = self.running.iter_mut();
+        for (name, machine) in of_root.filter(|(_, machine)| !machine.registration.by_user) {
             let found = look.find(name, machine);
             machine.port = None;
             match found {
@@ -137,6 +141,9 @@ impl Machines {
         self.unclear
             .retain(|name| self.running.get(name).is_some_and(|m| m.port.is_none()));
         for (name, mut machine) in std::mem::take(&mut self.leaving) {
+            if machine.registration.by_user {
+                continue;
+            }
             // Its process id may be another process's by now.
             machine.registration.leader = 0;
             let found = look.find(&name, &mut machine);
@@ -290,6 +297,7 @@ mod tests {
         Event::New(
             name.to_owned(),
             Registration {
+                by_user: false,
                 leader,
                 interfaces: interfaces.to_vec(),
             },
@@ -528,6 +536,42 @@ mod tests {
         assert!(machines.apply(new("web", 0, &[12])));
         let found = machines.registered(&links, &mut Fake::default());
         assert_eq!(found.ports["web"], 12);
+        assert_eq!(found.ended, [10].into());
+    }
+
+    #[test]
+    fn registration_by_a_user_counts_for_nothing() {
+        let mut machines = Machines::default();
+        let mut kernel = Fake::default();
+        kernel.namespaces.insert(7, 5);
+        let links = host(&["10 ve-web veth@4", "11 other veth@5"]);
+        let by_user = |name: &str, interfaces: &[u32]| {
+            let Event::New(name, registration) = new(name, 7, interfaces) else {
+                unreachable!()
+            };
+            let by_user = true;
+            Event::New(
+                name,
+                Registration {
+                    by_user,
+                    ..registration
+                },
+            )
+        };
+        // Neither what it says nor where its leader is, under whatever name.
+        machines.apply(by_user("web", &[10]));
+        machines.apply(by_user("db", &[]));
+        let found = machines.registered(&links, &mut kernel);
+        assert_eq!((found.ports, found.ended), ([].into(), [].into()));
+        // Nor does it end a link by going.
+        machines.apply(removed("web"));
+        assert_eq!(machines.registered(&links, &mut kernel).ended, [].into());
+        // Root's machine of that name, after it.
+        machines.apply(new("web", 0, &[10]));
+        assert_eq!(machines.registered(&links, &mut kernel).ports["web"], 10);
+        machines.apply(by_user("web", &[11]));
+        let found = machines.registered(&links, &mut kernel);
+        assert_eq!(found.ports, [].into());
         assert_eq!(found.ended, [10].into());
     }
 
