@@ -54,7 +54,12 @@ pub fn check(path: &Path) -> Result<()> {
             path.display()
         );
     }
-    if metadata.mode() & 0o022 != 0 {
+    // Root's own group has root's rights.
+    let others = match metadata.gid() {
+        0 => 0o002,
+        _ => 0o022,
+    };
+    if metadata.mode() & others != 0 {
         bail!(
             "{} may be written to by others (mode {:04o}); see who has made what is in it, then \
              run `chmod go-w {}`",
@@ -81,7 +86,10 @@ pub fn create(path: &Path, mode: u32) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
+    use std::{
+        fs::Permissions,
+        os::unix::fs::{PermissionsExt as _, chown},
+    };
 
     use super::*;
 
@@ -99,7 +107,8 @@ mod tests {
         let private = folder.join("c");
         make(&private, PRIVATE).unwrap();
         assert_eq!(mode(&private), PRIVATE);
-        for rights in [0o775, 0o757, 0o1777] {
+        for (rights, group) in [(0o775, 1), (0o757, 0), (0o1777, 0)] {
+            chown(&folder, None, Some(group)).unwrap();
             fs::set_permissions(&folder, Permissions::from_mode(rights)).unwrap();
             let refusal = check(&folder).unwrap_err().to_string();
             assert!(refusal.contains("chmod go-w"), "{refusal}");

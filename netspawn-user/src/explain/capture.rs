@@ -22,6 +22,10 @@ const BUFFER: usize = 1 << 16;
 /// Longest record that is believed (tcpdump's own limit).
 const MAX_BUFFER: usize = 1 << 20;
 
+/// Longest frame that is believed to have been one, in bytes. What a capture says of lengths
+/// is nobody's word: nothing of that size is made for it.
+const MAX_FRAME: usize = 256 << 10;
+
 /// A frame as captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captured {
@@ -213,6 +217,9 @@ pub enum Placed {
 impl World {
     /// Places a captured frame.
     pub fn place(&self, place: Place, frame: &Captured) -> Placed {
+        if frame.length > MAX_FRAME || frame.bytes.len() > MAX_FRAME {
+            return Placed::Skipped("longer than 262144 bytes");
+        }
         let Some(eth) = frame.bytes[..].read::<EthHdr>(0) else {
             return Placed::Skipped("shorter than an Ethernet header");
         };
@@ -371,6 +378,51 @@ mod tests {
         let frames = read(file).unwrap();
         assert_eq!(frames[0].bytes.len(), 200_000);
         assert_eq!(frames[1].number, 2);
+    }
+
+    #[test]
+    fn no_more_is_made_of_a_frame_than_one_can_be() {
+        let most = MAX_FRAME as u32;
+        let lengths = [60, most, most + 1, u32::MAX];
+        let records = lengths.map(|length| record(60, length)).concat();
+        let longest = record(MAX_FRAME + 1, most + 1);
+        let frames = read([header(1), records, longest].concat()).unwrap();
+        let mut world = World {
+            state: Default::default(),
+            host: Default::default(),
+            uplinks: Vec::new(),
+            now: 0,
+        };
+        world.state.uplinks.insert(2, Default::default());
+        let made = frames
+            .iter()
+            .map(|frame| match world.place(Place::Uplink(2), frame) {
+                Placed::Case(case) => Some(case.bytes.len()),
+                Placed::Skipped(why) => {
+                    assert!(why.starts_with("longer than"), "{why}");
+                    None
+                }
+            });
+        let made: Vec<_> = made.collect();
+        assert_eq!(made, [Some(60), Some(MAX_FRAME), None, None, None]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_file_is_read_to_an_end_within_its_size(
+            head in proptest::sample::select(vec![header(1), b"\x0a\x0d\x0d\x0a".to_vec()]),
+            lengths in proptest::collection::vec((0usize..100, proptest::num::u32::ANY), 0..4),
+            rest in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+        ) {
+            let records = lengths.iter().map(|(kept, length)| record(*kept, *length));
+            let file = [head, records.collect::<Vec<_>>().concat(), rest].concat();
+            let size = file.len();
+            // An error is an end as well.
+            if let Ok(frames) = read(file) {
+                let kept: usize = frames.iter().map(|frame| frame.bytes.len()).sum();
+                proptest::prop_assert!(kept <= size);
+            }
+        }
     }
 
     #[test]

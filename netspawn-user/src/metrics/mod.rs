@@ -7,6 +7,7 @@
 
 mod address;
 pub mod catalog;
+mod clients;
 mod encode;
 mod known;
 mod listen;

@@ -17,17 +17,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{Semaphore, oneshot},
+    sync::oneshot,
     time::{sleep, timeout},
 };
 
 use super::{
+    clients::{Client, Clients},
     listen::Socket,
     page::{Form, Page},
 };
 
-/// Clients at a time; others wait until one of them is done.
-const CLIENTS: usize = 16;
 /// How long a client may take to ask.
 const ASKING: Duration = Duration::from_secs(5);
 /// How long it may take in all.
@@ -52,21 +51,23 @@ pub async fn run(socket: Socket, page: Page, mut stop: oneshot::Receiver<()>) ->
         Socket::Unix(listener) => Listener::Unix(UnixListener::from_std(listener)?),
     };
     let page = Arc::new(Mutex::new(page));
-    let clients = Arc::new(Semaphore::new(CLIENTS));
+    let clients = Clients::default();
     loop {
-        let place = Arc::clone(&clients).acquire_owned().await?;
-        let page = Arc::clone(&page);
         let accepted = tokio::select! {
             // Told, or gone.
             _ = &mut stop => return Ok(()),
-            accepted = accept(&listener, page) => accepted,
+            accepted = accept(&listener) => accepted,
         };
         match accepted {
-            Ok(client) => {
-                tokio::spawn(async move {
-                    let _ = timeout(PATIENCE, client).await;
-                    drop(place);
+            Ok(stream) => {
+                let client = clients.client();
+                let number = client.number();
+                let page = Arc::clone(&page);
+                let task = tokio::spawn(async move {
+                    // One that takes longer is let go.
+                    let _ = timeout(PATIENCE, serve(stream, page, client)).await;
                 });
+                clients.comes(number, task.abort_handle());
             }
             Err(error) => {
                 tracing::debug!("cannot take a connection for metrics: {error}");
@@ -76,18 +77,21 @@ pub async fn run(socket: Socket, page: Page, mut stop: oneshot::Receiver<()>) ->
     }
 }
 
-type Client = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
-async fn accept(listener: &Listener, page: Shared) -> std::io::Result<Client> {
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn accept(listener: &Listener) -> std::io::Result<Box<dyn Stream>> {
     Ok(match listener {
-        Listener::Tcp(listener) => Box::pin(serve(listener.accept().await?.0, page)),
-        Listener::Unix(listener) => Box::pin(serve(listener.accept().await?.0, page)),
+        Listener::Tcp(listener) => Box::new(listener.accept().await?.0),
+        Listener::Unix(listener) => Box::new(listener.accept().await?.0),
     })
 }
 
 /// Answers one request.
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, page: Shared) {
+async fn serve(stream: Box<dyn Stream>, page: Shared, client: Client) {
     let service = service_fn(|request| {
+        client.has_asked();
         let response = answer(&request, &page);
         async move { Ok::<_, Infallible>(response) }
     });
