@@ -154,6 +154,10 @@ impl Holder {
     ///
     /// # Errors
     /// When /proc, or this process itself, cannot be examined.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "each entry is taken with its error; what is no number is no process"
+    )]
     pub fn find(path: &Path) -> io::Result<Option<Holder>> {
         let file = match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -230,6 +234,10 @@ impl Holder {
     ///
     /// # Errors
     /// When it cannot be waited for.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a limit that poll cannot take is its longest"
+    )]
     pub fn has_ended(&self, limit: Duration) -> io::Result<bool> {
         use std::os::fd::AsFd as _;
         let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
@@ -266,6 +274,10 @@ impl Executable {
 
 /// When a process was started, in ticks since the machine was: field 22 of
 /// /proc/PID/stat.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is no number is reported below"
+)]
 fn start_of(pid: u32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name before it may have anything in it.
@@ -274,6 +286,10 @@ fn start_of(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood: {text}")))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is no number is reported below"
+)]
 fn effective_user(pid: u32) -> io::Result<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     text.lines()
@@ -283,6 +299,10 @@ fn effective_user(pid: u32) -> io::Result<u32> {
 }
 
 /// Whether one of a process's descriptors has that file locked for itself alone.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "each entry is taken with its error"
+)]
 fn has_locked(pid: u32, file: (u64, u64)) -> io::Result<bool> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;

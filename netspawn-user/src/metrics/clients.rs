@@ -34,6 +34,10 @@ pub struct Client {
 }
 
 impl Clients {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a poisoned lock has a whole value in it"
+    )]
     fn rooms(&self) -> MutexGuard<'_, Rooms> {
         // Whoever panicked has left them whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
