@@ -59,37 +59,42 @@ impl Direction {
     }
 }
 
-/// A program that counts packets and has no opinion about them.
-pub struct Counter {
-    map: OwnedFd,
+/// A program of somebody else, loaded.
+pub struct Program {
     program: OwnedFd,
 }
 
-impl Counter {
-    /// Loads it.
-    pub fn load(kind: Kind) -> Result<Self> {
-        let map = descriptor(
-            MAP_CREATE,
-            &mut attribute(&[(0, MAP_TYPE_ARRAY), (4, 4), (8, 8), (12, 1)], &[]),
+impl Program {
+    /// One at tc that says the same of every packet, as 2 for `TC_ACT_SHOT`.
+    pub fn always(verdict: i32) -> Result<Self> {
+        Self::load(
+            Kind::Tc,
+            &[
+                instruction(0xb7, 0, 0, 0, verdict), // r0 = verdict
+                instruction(0x95, 0, 0, 0, 0),       // exit
+            ],
         )
-        .context("cannot create a map")?;
-        let (program_type, verdict) = match kind {
-            Kind::Tc => (3, -1),
-            Kind::Xdp => (6, 2),
+    }
+
+    /// One at tc that sends every packet out of an interface, or to its peer.
+    pub fn redirect(ifindex: u32, peer: bool) -> Result<Self> {
+        let helper = if peer { 155 } else { 23 };
+        Self::load(
+            Kind::Tc,
+            &[
+                instruction(0xb7, 1, 0, 0, ifindex.try_into()?), // r1 = ifindex
+                instruction(0xb7, 2, 0, 0, 0),                   // r2 = 0
+                instruction(0x85, 0, 0, 0, helper),              // r0 = bpf_redirect(r1, r2)
+                instruction(0x95, 0, 0, 0, 0),                   // exit
+            ],
+        )
+    }
+
+    fn load(kind: Kind, code: &[[u8; 8]]) -> Result<Self> {
+        let program_type = match kind {
+            Kind::Tc => 3,
+            Kind::Xdp => 6,
         };
-        let code = [
-            instruction(0x62, 10, 0, -4, 0),             // *(u32 *)(r10 - 4) = 0
-            instruction(0xbf, 2, 10, 0, 0),              // r2 = r10
-            instruction(0x07, 2, 0, 0, -4),              // r2 += -4
-            instruction(0x18, 1, 1, 0, map.as_raw_fd()), // r1 = map
-            instruction(0x00, 0, 0, 0, 0),
-            instruction(0x85, 0, 0, 0, 1), // r0 = bpf_map_lookup_elem(r1, r2)
-            instruction(0x15, 0, 0, 2, 0), // if r0 == 0 skip 2
-            instruction(0xb7, 1, 0, 0, 1), // r1 = 1
-            instruction(0xdb, 0, 1, 0, 0), // lock *(u64 *)r0 += r1
-            instruction(0xb7, 0, 0, 0, verdict), // r0 = verdict
-            instruction(0x95, 0, 0, 0, 0), // exit
-        ];
         let licence = c"GPL";
         let program = descriptor(
             PROG_LOAD,
@@ -99,20 +104,7 @@ impl Counter {
             ),
         )
         .context("cannot load a program")?;
-        Ok(Counter { map, program })
-    }
-
-    /// Attaches by tcx, until the returned link is dropped.
-    pub fn tcx(&self, ns: &Ns, interface: &str, direction: Direction) -> Result<OwnedFd> {
-        let fields = [
-            (0, self.program.as_raw_fd().cast_unsigned()),
-            (4, ns.ifindex(interface)?),
-            (8, direction.tcx()),
-        ];
-        ns.enter(|| {
-            descriptor(LINK_CREATE, &mut attribute(&fields, &[]))
-                .with_context(|| format!("cannot attach to {interface} by tcx"))
-        })
+        Ok(Program { program })
     }
 
     /// Attaches by clsact, making the qdisc if there is none. Needs a place to pin to.
@@ -132,9 +124,73 @@ impl Counter {
         Ok(())
     }
 
+    fn pin(&self, path: &Path) -> Result<()> {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let mut attribute = attribute(
+            &[(8, self.program.as_raw_fd().cast_unsigned())],
+            &[(0, name.as_ptr() as u64)],
+        );
+        call(OBJ_PIN, &mut attribute).with_context(|| format!("cannot pin {}", path.display()))?;
+        Ok(())
+    }
+}
+
+/// A program that counts packets and has no opinion about them.
+pub struct Counter {
+    map: OwnedFd,
+    program: Program,
+}
+
+impl Counter {
+    /// Loads it.
+    pub fn load(kind: Kind) -> Result<Self> {
+        let map = descriptor(
+            MAP_CREATE,
+            &mut attribute(&[(0, MAP_TYPE_ARRAY), (4, 4), (8, 8), (12, 1)], &[]),
+        )
+        .context("cannot create a map")?;
+        let verdict = match kind {
+            Kind::Tc => -1,
+            Kind::Xdp => 2,
+        };
+        let code = [
+            instruction(0x62, 10, 0, -4, 0),             // *(u32 *)(r10 - 4) = 0
+            instruction(0xbf, 2, 10, 0, 0),              // r2 = r10
+            instruction(0x07, 2, 0, 0, -4),              // r2 += -4
+            instruction(0x18, 1, 1, 0, map.as_raw_fd()), // r1 = map
+            instruction(0x00, 0, 0, 0, 0),
+            instruction(0x85, 0, 0, 0, 1), // r0 = bpf_map_lookup_elem(r1, r2)
+            instruction(0x15, 0, 0, 2, 0), // if r0 == 0 skip 2
+            instruction(0xb7, 1, 0, 0, 1), // r1 = 1
+            instruction(0xdb, 0, 1, 0, 0), // lock *(u64 *)r0 += r1
+            instruction(0xb7, 0, 0, 0, verdict), // r0 = verdict
+            instruction(0x95, 0, 0, 0, 0), // exit
+        ];
+        let program = Program::load(kind, &code)?;
+        Ok(Counter { map, program })
+    }
+
+    /// Attaches by tcx, until the returned link is dropped.
+    pub fn tcx(&self, ns: &Ns, interface: &str, direction: Direction) -> Result<OwnedFd> {
+        let fields = [
+            (0, self.program.program.as_raw_fd().cast_unsigned()),
+            (4, ns.ifindex(interface)?),
+            (8, direction.tcx()),
+        ];
+        ns.enter(|| {
+            descriptor(LINK_CREATE, &mut attribute(&fields, &[]))
+                .with_context(|| format!("cannot attach to {interface} by tcx"))
+        })
+    }
+
+    /// As [`Program::clsact`].
+    pub fn clsact(&self, ns: &Ns, interface: &str, direction: Direction, pin: &Path) -> Result<()> {
+        self.program.clsact(ns, interface, direction, pin)
+    }
+
     /// Attaches as the interface's XDP program. Needs a place to pin to.
     pub fn xdp(&self, ns: &Ns, interface: &str, pin: &Path) -> Result<()> {
-        self.pin(pin)?;
+        self.program.pin(pin)?;
         ns.run(&format!(
             "ip link set dev {interface} xdpdrv pinned {}",
             pin.display()
@@ -151,16 +207,6 @@ impl Counter {
         );
         call(MAP_LOOKUP_ELEM, &mut attribute).context("cannot read a counter")?;
         Ok(value)
-    }
-
-    fn pin(&self, path: &Path) -> Result<()> {
-        let name = CString::new(path.as_os_str().as_bytes())?;
-        let mut attribute = attribute(
-            &[(8, self.program.as_raw_fd().cast_unsigned())],
-            &[(0, name.as_ptr() as u64)],
-        );
-        call(OBJ_PIN, &mut attribute).with_context(|| format!("cannot pin {}", path.display()))?;
-        Ok(())
     }
 }
 

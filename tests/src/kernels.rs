@@ -320,6 +320,7 @@ pub struct Guest<'a> {
     files: BTreeMap<String, (u32, Vec<u8>)>,
     modules: Vec<String>,
     link: Option<Link<'a>>,
+    counting: bool,
 }
 
 /// A guest's card: the namespace that it is in, its tap there, its address.
@@ -337,7 +338,16 @@ impl<'a> Guest<'a> {
             files: BTreeMap::new(),
             modules: Vec::new(),
             link: None,
+            counting: false,
         }
+    }
+
+    /// Its clock counts the instructions that it executes, one a nanosecond, and no time
+    /// passes while it waits: what is measured by it depends on nothing else that the
+    /// machine does. It has one CPU then.
+    pub fn counting(mut self) -> Self {
+        self.counting = true;
+        self
     }
 
     /// Gives it a virtio card on a tap device of a namespace, which is there, with virtio
@@ -491,23 +501,48 @@ impl<'a> Guest<'a> {
                 (&nowhere, Vec::new())
             }
         };
+        const APPEND: &str = "console=ttyS0 panic=-1 oops=panic quiet mitigations=off";
+        let append = if self.counting {
+            format!("{APPEND} tsc=reliable nokaslr norandmaps")
+        } else {
+            APPEND.to_owned()
+        };
+        let accel: &[&str] = if self.counting {
+            &[
+                "-accel",
+                "tcg,thread=single",
+                "-icount",
+                "shift=0,sleep=off",
+                // Without them a copy of any length would be one instruction.
+                "-cpu",
+                "max,-cx16,-erms,-fsrm",
+                "-smp",
+                "1",
+            ]
+        } else {
+            &[
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "max,-cx16",
+                // With two, kernels that patch their code at run time (static keys) fault
+                // in qemu 7.2's emulation of `iretq`.
+                "-smp",
+                "2",
+            ]
+        };
         let output = ns
             .cmd("qemu-system-x86_64")
             .args(["-nodefaults", "-no-user-config", "-machine", "q35"])
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"])
-            // With two, kernels that patch their code at run time (static keys) fault in
-            // qemu 7.2's emulation of `iretq`.
-            .args(["-smp", "2", "-m", "1024"])
+            .args(accel)
+            .args(["-m", "1024"])
             .args(["-nographic", "-monitor", "none", "-serial", "stdio"])
             .args(card)
             .args(["-no-reboot", "-kernel"])
             .arg(self.kernel.folder.join("vmlinuz"))
             .arg("-initrd")
             .arg(initrd)
-            .args([
-                "-append",
-                "console=ttyS0 panic=-1 oops=panic quiet mitigations=off",
-            ])
+            .args(["-append", &append])
             .limit(limit)
             .output()
             .with_context(|| format!("a guest with kernel {}", self.kernel.release))?;

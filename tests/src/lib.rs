@@ -81,7 +81,7 @@ use std::{
 };
 
 pub use agent::{Agent, Attached, Mode, READY, ready_for};
-pub use bpf::{Counter, Direction, Kind, accept_xdp, tcx_programs};
+pub use bpf::{Counter, Direction, Kind, Program, accept_xdp, tcx_programs};
 pub use capture::{Capture, Tcpdump, send_frame, send_frames, write_pcap};
 pub use checksums::Checksums;
 pub use cmd::{Cmd, LIMIT, Output, Process};

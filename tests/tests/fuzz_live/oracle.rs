@@ -421,7 +421,7 @@ impl Seen<'_> {
     /// Whether it is an ICMP error.
     fn is_error(&self) -> bool {
         match (self.kind, self.protocol()) {
-            (IPV4, 1) => matches!(self.frame.get(34), Some(3 | 11)),
+            (IPV4, 1) => matches!(self.frame.get(34), Some(3 | 11 | 12)),
             (IPV6, ICMP6) => matches!(self.frame.get(54), Some(1..=4)),
             _ => false,
         }
