@@ -164,7 +164,7 @@ impl Oracle {
             (Origin::Port, Place::Uplink) => self.at_uplink(&seen),
             (Origin::Port, Place::Port) => self.at_port(&seen),
             (Origin::Port, Place::Machine(id)) => self.at_machine(&seen, id),
-            (Origin::Network, Place::Machine(id)) => self.from_network(&seen, id),
+            (Origin::Network, Place::Machine(id)) => self.by_network(&seen, id),
             (Origin::Network, _) => Ok(Whose::Other),
         }?;
         if whose == Whose::Sender && place != Place::Port {
@@ -281,13 +281,13 @@ impl Oracle {
             };
         }
         // The data plane answers the host.
-        if MACHINES.iter().any(|id| world::port_mac(*id) == seen.from) {
-            if seen.kind == ARP && !seen.marked || seen.discovery() == Some(136) {
-                return match seen.link_layer() {
-                    Some(mac) if mac != seen.from => Err("its answer names another's address"),
-                    _ => Ok(Whose::Other),
-                };
-            }
+        if MACHINES.iter().any(|id| world::port_mac(*id) == seen.from)
+            && (seen.kind == ARP && !seen.marked || seen.discovery() == Some(136))
+        {
+            return match seen.link_layer() {
+                Some(mac) if mac != seen.from => Err("its answer names another's address"),
+                _ => Ok(Whose::Other),
+            };
         }
         if let Some(source) = source
             && self.owner(source) == HOST
@@ -341,7 +341,7 @@ impl Oracle {
         }
     }
 
-    fn from_network(&self, seen: &Seen<'_>, id: Owner) -> Result<Whose, &'static str> {
+    fn by_network(&self, seen: &Seen<'_>, id: Owner) -> Result<Whose, &'static str> {
         if seen.from != world::port_mac(id) {
             return Err("its link-layer source is not the port's");
         }

@@ -422,7 +422,7 @@ impl Maker<'_> {
                 let mut bytes = [5000_u16, to].map(u16::to_be_bytes).concat();
                 bytes.extend(self.all.rng.u64(..).to_be_bytes());
                 let flags = self.pick(&[0x02, 0x10, 0x18, 0x90, 0x11]);
-                bytes.extend([(header / 4 << 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
+                bytes.extend([((header / 4) << 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
                 bytes.resize(header, 1);
                 bytes.extend(self.marks(length));
                 (TCP, bytes, Some(16), header, Vec::new())

@@ -218,7 +218,7 @@ impl Session {
     /// Sends frames, and looks around after the last.
     fn send(&mut self, frames: std::ops::Range<u64>) -> Result<()> {
         self.rig.enter(Phase::of(frames.start))?;
-        debug_assert!(PHASE % BATCH == 0);
+        const { assert!(PHASE.is_multiple_of(BATCH)) };
         let mut batch = Vec::new();
         for index in frames.clone() {
             let made = self.made(index);
