@@ -325,12 +325,13 @@ fn cases(way: Way) -> Vec<Case> {
 
     // Lengths.
     for more in [100, 1400] {
-        let long = [&udp4[..], &vec![0; more]].concat();
-        let plain = Vnet::default();
-        let length = udp4.len().max(60);
-        all.push(case("bytes behind", long, plain, Then::Arrives(length)));
-        let long = [&udp6[..], &vec![0; more]].concat();
-        all.push(case("bytes behind", long, plain, Then::Arrives(udp6.len())));
+        for (frame, start) in [(&udp4, V4), (&udp6, V6)] {
+            let mut long = frame.clone();
+            sum(start, UDP).complete(&mut long);
+            long.resize(frame.len() + more, 0);
+            let then = Then::Arrives(frame.len().max(60));
+            all.push(case("bytes behind", long, Vnet::default(), then));
+        }
     }
     all
 }
