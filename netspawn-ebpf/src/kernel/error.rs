@@ -29,6 +29,9 @@ pub const fn pack(error: Error, family: Family, toward: Toward) -> u32 {
     error as u32 | (family as u32) << 8 | (toward as u32) << 16
 }
 
+/// In that word: the sum that is left open is to be settled.
+const SETTLE: u32 = 1 << 24;
+
 const fn error_of(what: u32) -> Error {
     match what & 0xff {
         1 => Error::TimeExceeded,
@@ -39,7 +42,7 @@ const fn error_of(what: u32) -> Error {
 }
 
 const fn toward(what: u32) -> Toward {
-    match what >> 16 {
+    match what >> 16 & 0xff {
         0 => Toward::Network,
         1 => Toward::Host,
         _ => Toward::Machine,
@@ -50,7 +53,17 @@ const fn toward(what: u32) -> Toward {
 /// that was done: otherwise the frame is to be dropped, whatever is left of it.
 #[inline(always)]
 pub fn make(raw: *mut __sk_buff, what: u32, mtu: u32, id: Owner) -> bool {
-    make_error(raw, what, mtu, id) != 0
+    let family = if is_v4(what) { Family::V4 } else { Family::V6 };
+    // Found out here, because the stack of all functions that call each other is short.
+    match hidden::settle(raw, family) {
+        Settle::GiveUp => false,
+        Settle::Field => make_error(raw, what | SETTLE, mtu, id) != 0,
+        Settle::Nothing => make_error(raw, what, mtu, id) != 0,
+    }
+}
+
+const fn is_v4(what: u32) -> bool {
+    what >> 8 & 0xff == Family::V4 as u32
 }
 
 /// A global function, which the verifier walks once, rather than for each way that leads
@@ -59,7 +72,7 @@ pub fn make(raw: *mut __sk_buff, what: u32, mtu: u32, id: Owner) -> bool {
 #[inline(never)]
 extern "C" fn make_error(raw: *mut __sk_buff, what: u32, mtu: u32, id: Owner) -> u32 {
     let skb = Skb(raw);
-    let made = if what >> 8 & 0xff == Family::V4 as u32 {
+    let made = if is_v4(what) {
         make4(&skb, what, mtu, id)
     } else {
         make6(&skb, what, mtu, id)
@@ -79,7 +92,7 @@ fn make4(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
     }
     let ip = frame.read::<Ipv4Hdr>(L3)?;
     let quote = skb.quote(Family::V4, u32::from(u16::from_be_bytes(ip.tot_len)));
-    let sum = skb.cut(Family::V4, quote)?;
+    let sum = skb.cut(Family::V4, what, quote)?;
     skb.room(HEADERS4)?;
     error4(
         &mut skb.packet(),
@@ -103,7 +116,7 @@ fn make6(skb: &Skb, what: u32, mtu: u32, id: Owner) -> Option<()> {
     }
     let ip = Ip6::read(&frame)?;
     let quote = skb.quote(Family::V6, u32::from(ip.payload) + 40);
-    let sum = skb.cut(Family::V6, quote)?;
+    let sum = skb.cut(Family::V6, what, quote)?;
     skb.room(HEADERS6)?;
     error6(
         &mut skb.packet(),
@@ -178,11 +191,7 @@ impl Skb {
 
     /// Cuts the frame to the quote, and returns its sum.
     #[inline(always)]
-    fn cut(&self, family: Family, quote: u32) -> Option<u64> {
-        let open = hidden::settle(self.0, family);
-        if open == Settle::GiveUp {
-            return None;
-        }
+    fn cut(&self, family: Family, what: u32, quote: u32) -> Option<u64> {
         self.resize(L3 as u32 + quote)?;
         // Zeros add nothing to the sum.
         let padded = (quote & !7) + 8;
@@ -191,7 +200,7 @@ impl Skb {
         unsafe { bpf_skb_pull_data(self.0, self.length()) };
         let sum = quoted(self, padded as usize)?;
         self.resize(L3 as u32 + quote)?;
-        if open == Settle::Field {
+        if what & SETTLE != 0 {
             settle(&mut self.packet(), family, sum)
         } else {
             Some(sum)

@@ -329,10 +329,11 @@ extern "C" fn follow_frame(raw: *mut __sk_buff) -> u64 {
     offload::outer(&packet, length, gso_size).pack()
 }
 
-/// Judges what the sender says of a frame: a [`Judged`] as a word. As [`settle_frame`].
+/// Judges what the sender says of a frame: a [`Judged`] as a word. `outer` is an [`Outer`] as
+/// a word, `longest` the bytes of the longest fragment. As [`settle_frame`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_frame(raw: *mut __sk_buff) -> u64 {
+extern "C" fn judge_frame(raw: *mut __sk_buff, outer: u64, longest: u32) -> u64 {
     let open = open(raw);
     let (packet, length, gso_size) = frame(raw);
     if !open.somewhere && gso_size == 0 {
@@ -341,21 +342,27 @@ extern "C" fn judge_frame(raw: *mut __sk_buff) -> u64 {
     let mut said = Said {
         length,
         gso_size,
+        gso_type: 0,
+        longest,
         open,
-        ..Said::default()
     };
     if gso_size != 0 {
         said.gso_type = gso_type(raw);
     }
-    if gso_size == gso::BY_FRAGMENTS {
-        said.longest = longest_fragment(raw);
-    }
-    let outer = Outer::unpack(follow_frame(raw));
-    offload::judge_packet(&packet, &said, &outer).pack()
+    offload::judge_packet(&packet, &said, &Outer::unpack(outer)).pack()
 }
 
 /// Judges what the sender says of a frame.
 #[inline(always)]
 pub fn judge(raw: *mut __sk_buff) -> Judged {
-    Judged::unpack(judge_frame(raw))
+    // SAFETY: the context is valid for the whole run of the program.
+    let gso_size = unsafe { (*raw).gso_size };
+    // One after the other, because the stack of all functions that call each other is short.
+    let longest = if gso_size == gso::BY_FRAGMENTS {
+        longest_fragment(raw)
+    } else {
+        0
+    };
+    let outer = follow_frame(raw);
+    Judged::unpack(judge_frame(raw, outer, longest))
 }

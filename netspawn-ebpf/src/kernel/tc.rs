@@ -563,8 +563,12 @@ fn over_budget(id: Owner) -> i32 {
     DROP
 }
 
+// Entries are inlined into what the macro makes of them: the stack of all functions that call
+// each other is short.
+
 /// Ingress of an uplink.
 #[classifier]
+#[inline(always)]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let skb = Skb {
         raw: ctx.as_ptr().cast(),
@@ -599,6 +603,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
 
 /// Egress of an uplink: what the host itself sends.
 #[classifier]
+#[inline(always)]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
     let skb = Skb {
         raw: ctx.as_ptr().cast(),
@@ -622,6 +627,7 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
 
 /// Ingress of a port: what a machine sends.
 #[classifier]
+#[inline(always)]
 pub fn port_ingress(ctx: TcContext) -> i32 {
     let skb = Skb {
         raw: ctx.as_ptr().cast(),
