@@ -25,7 +25,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     let run_dir = RunDir::new(&global.run_dir);
     run_dir.check_namespace()?;
     let pins = Pins::new(&global.bpf_dir);
-    pins.check_namespace()?;
+    pins.check()?;
     if !pins.exist() && run_dir.connect().is_err() {
         if let Some(name) = args.uplinks.first() {
             bail!("{name} is not attached; nothing is");

@@ -44,7 +44,7 @@ impl Meter {
     /// When they belong to another network namespace or cannot be opened.
     pub fn open(bpf_dir: &Path) -> Result<Option<Meter>> {
         let pins = Pins::new(bpf_dir);
-        pins.check_namespace()?;
+        pins.check()?;
         let Some(inode) = inode(&pins).filter(|_| pins.exist()) else {
             return Ok(None);
         };

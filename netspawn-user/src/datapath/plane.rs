@@ -27,6 +27,7 @@ use crate::{
     cli::Mode,
     commands::UplinkView,
     config::Policy,
+    folder,
     model::{Host, Link},
     net::{announce::Served, netlink::Netlink, xdp_ready},
     plan::{self, State},
@@ -93,7 +94,7 @@ impl Plane {
         if !pins.exist() {
             return Ok(None);
         }
-        pins.check_namespace()?;
+        pins.check()?;
         let guard = bpf::open_pin(&pins.guard())
             .ok()
             .flatten()
@@ -112,7 +113,7 @@ impl Plane {
     /// When the kernel refuses; nothing is left behind that was not there.
     pub fn load(bpf_dir: &Path, sizes: Sizes, log: bool) -> Result<Plane> {
         let pins = Pins::new(bpf_dir);
-        pins.check_namespace()?;
+        pins.check()?;
         let fresh = Sizes::pinned(&pins.maps()).is_none();
         if fresh && pins.exist() {
             // An attach that did not come to an end, or a damaged folder.
@@ -133,7 +134,7 @@ impl Plane {
         let folder = if adopt { pins.maps() } else { pins.next_maps() };
         if !adopt {
             pins::remove_tree(&folder)?;
-            fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            folder::make(&folder, folder::PRIVATE)?;
         }
         let mut ebpf = object::load_logging(Some(&folder), sizes, log)?;
         if log {
@@ -704,7 +705,7 @@ impl Plane {
     /// When something cannot be taken away.
     pub fn remove_remains(bpf_dir: &Path) -> Result<()> {
         let pins = Pins::new(bpf_dir);
-        pins.check_namespace()?;
+        pins.check()?;
         Plane::sweep(&pins)
     }
 }

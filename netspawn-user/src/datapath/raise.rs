@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 
 use super::pins::{Pins, gone};
 use crate::{
+    folder,
     model::Host,
     net::{
         netlink::{Error, Netlink, Request},
@@ -93,8 +94,8 @@ fn is_managed(ifindex: u32) -> bool {
 
 fn record(pins: &Pins, ifindex: u32, name: &str) -> Result<()> {
     let folder = pins.raised();
-    fs::create_dir_all(&folder)
-        .and_then(|()| symlink(name, folder.join(ifindex.to_string())))
+    folder::make(&folder, folder::PRIVATE)?;
+    symlink(name, folder.join(ifindex.to_string()))
         .or_else(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Ok(()),
             _ => Err(error),

@@ -7,8 +7,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::fd::{AsFd, BorrowedFd},
+    fs::{self, DirBuilder},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -17,7 +21,10 @@ use super::{
     bpf::{self, Attached, Hook, Place},
     bpf_on, interface_name, on, tc, tcx_programs,
 };
-use crate::net::netlink::{self, Netlink};
+use crate::{
+    folder,
+    net::netlink::{self, Netlink},
+};
 
 /// Pins are named by this and the ifindex.
 const PIN_PREFIX: &str = "port-";
@@ -148,7 +155,7 @@ impl Ports {
         }
         let link = bpf::link_create(program, ifindex, Hook::TcIngress, Place::First)
             .map_err(bpf_on(ifindex, "attach the guard by tcx"))?;
-        match fs::create_dir(&self.pins) {
+        match DirBuilder::new().mode(folder::PRIVATE).create(&self.pins) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => result.map_err(at(&self.pins, "make the folder"))?,
         }
