@@ -1,7 +1,7 @@
 //! Folders and files that nobody else may write to, whatever the umask is.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, Metadata},
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::Path,
@@ -44,22 +44,8 @@ pub fn make(path: &Path, mode: u32) -> Result<()> {
 pub fn check(path: &Path) -> Result<()> {
     let metadata =
         fs::metadata(path).with_context(|| format!("cannot examine {}", path.display()))?;
-    let own = geteuid().as_raw();
-    if metadata.uid() != own {
-        bail!(
-            "{} belongs to user {}, who may put anything into it; see who has made it, then run \
-             `chown {own} {}`",
-            path.display(),
-            metadata.uid(),
-            path.display()
-        );
-    }
-    // Root's own group has root's rights.
-    let others = match metadata.gid() {
-        0 => 0o002,
-        _ => 0o022,
-    };
-    if metadata.mode() & others != 0 {
+    check_owner(path, &metadata)?;
+    if is_open(&metadata) {
         bail!(
             "{} may be written to by others (mode {:04o}); see who has made what is in it, then \
              run `chmod go-w {}`",
@@ -69,6 +55,42 @@ pub fn check(path: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Refuses what belongs to somebody else than root and the user who runs this.
+///
+/// # Errors
+/// When it does.
+pub fn check_owner(path: &Path, metadata: &Metadata) -> Result<()> {
+    if is_foreign(metadata) {
+        bail!(
+            "{} belongs to user {}, who may put anything into it; see who has made it, and remove \
+             it or give it to root",
+            path.display(),
+            metadata.uid()
+        );
+    }
+    Ok(())
+}
+
+fn is_foreign(metadata: &Metadata) -> bool {
+    ![0, geteuid().as_raw()].contains(&metadata.uid())
+}
+
+/// Whether others than its owner and root's own group, who has root's rights, may write to
+/// it.
+fn is_open(metadata: &Metadata) -> bool {
+    let others = match metadata.gid() {
+        0 => 0o002,
+        _ => 0o022,
+    };
+    metadata.mode() & others != 0
+}
+
+/// Whether somebody else may make, rename or remove what is in a folder: its owner, or whoever
+/// its rights let.
+pub fn is_others(metadata: &Metadata) -> bool {
+    is_foreign(metadata) || is_open(metadata)
 }
 
 /// Makes or empties a file with these rights.

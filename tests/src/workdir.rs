@@ -73,7 +73,8 @@ impl Workdir {
             &path,
             Some("bpf"),
             MsFlags::empty(),
-            None::<&str>,
+            // As systemd mounts it.
+            Some("mode=0700"),
         )
         .with_context(|| format!("cannot mount a bpf file system at {}", path.display()))?;
         Ok(path)

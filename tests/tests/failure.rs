@@ -1,8 +1,13 @@
 //! An attach that fails says why and leaves nothing; bad input stops nobody else.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::Path,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{
     Agent, Attached, Counter, Kind, Lab, Mode, Output, Snapshot, UPLINK, all_reachable, binary,
     ping, ready_for, remount, wait_until,
@@ -243,4 +248,74 @@ fn address_of_the_host_cannot_be_claimed() -> Result<()> {
     ping(&lab.net, netspawn_tests::HOST4)?;
     ping(&lab.host, netspawn_tests::GATEWAY4)?;
     all_reachable(&lab)
+}
+
+/// What is pinned is nobody else's to see or to take away, and a BPFDIR that a user has made
+/// before is not used.
+#[test]
+fn bpf_dir_is_roots_alone_and_that_of_a_user_is_refused() -> Result<()> {
+    let lab = Lab::usual()?;
+    let dir = lab.bpf_dir();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    // As a bpf file system is by default: everybody may make something there.
+    mode(&lab.bpffs(), 0o1777)?;
+    let made = lab
+        .host
+        .cmd("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "mkdir"])
+        .arg(&dir)
+        .output()?;
+    if made.code() != 0 {
+        // The lab's folder is root's alone where it is made.
+        fs::create_dir(&dir)?;
+        chown(&dir, Some(65534), Some(65534))?;
+    }
+    let before = Snapshot::host(&lab)?;
+    for words in ["attach eth0 --once", "attach eth0"] {
+        let refused = lab.output(words)?;
+        ensure!(refused.code() == 1, "{refused:?}");
+        let text = &refused.stderr;
+        ensure!(text.contains("belongs to user 65534"), "{text}");
+    }
+    ensure!(
+        fs::read_dir(&dir)?.next().is_none(),
+        "something was made in it"
+    );
+    before.same(&Snapshot::host(&lab)?)?;
+    fs::remove_dir(&dir)?;
+
+    // One that an older version has made is root's alone from then on.
+    fs::create_dir(&dir)?;
+    mode(&dir, 0o755)?;
+    let line = format!(
+        "umask 0; exec \"$0\" {} attach eth0 --once",
+        lab.options().join(" ")
+    );
+    lab.host
+        .cmd("sh")
+        .args(["-c", &line])
+        .arg(binary()?)
+        .text()?;
+    let mut left = vec![dir.clone()];
+    while let Some(folder) = left.pop() {
+        let rights = fs::metadata(&folder)?.mode() & 0o7777;
+        ensure!(rights & 0o077 == 0, "{}: {rights:04o}", folder.display());
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                left.push(entry.path());
+            }
+        }
+    }
+    // Whoever gets at it afterwards has nothing to say either.
+    chown(&dir, Some(65534), None)?;
+    for words in ["list", "attach eth0 --once", "detach"] {
+        let refused = lab.output(words)?;
+        ensure!(refused.code() == 1, "{words}: {refused:?}");
+        let text = &refused.stderr;
+        ensure!(text.contains("belongs to user 65534"), "{words}: {text}");
+    }
+    chown(&dir, Some(0), None)?;
+    lab.run("detach")?;
+    Ok(())
 }

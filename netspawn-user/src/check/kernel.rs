@@ -31,6 +31,14 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
         ));
     }
     found.extend(place(facts));
+    if let Some(text) = &facts.foreign {
+        found.push(Finding::new(
+            BPF_DIR_FOREIGN,
+            "BPFDIR",
+            text,
+            decide("see who has made it, and remove it"),
+        ));
+    }
     found.extend(bpf(facts));
     found
 }
@@ -50,6 +58,7 @@ fn place(facts: &Facts) -> Option<Finding> {
             is_bpffs,
             read_only,
             mount_point,
+            open,
         }) => {
             let path = mount_point.display();
             let word = quoted(&path.to_string());
@@ -64,7 +73,14 @@ fn place(facts: &Facts) -> Option<Finding> {
                     format!("the bpf filesystem of {path} is read-only"),
                     format!("mount -o remount,rw {word}"),
                 ),
-                (true, false) => None,
+                (true, false) => {
+                    let (path, mode) = open.as_ref()?;
+                    finding(
+                        BPFFS_OPEN,
+                        format!("{} has mode {mode:04o}", path.display()),
+                        format!("chmod 0700 {}", quoted(&path.display().to_string())),
+                    )
+                }
             }
         }
     }

@@ -108,6 +108,12 @@ rules! {
     BPFFS_READ_ONLY: Error Open "bpffs-read-only",
         "BPFDIR is on a bpf filesystem that is mounted read-only.",
         "Nothing can be pinned.";
+    BPFFS_OPEN: Warning Open "bpffs-open",
+        "Others than root may write to the bpf filesystem that BPFDIR is on.",
+        "They can put something in BPFDIR's place; one that is theirs is refused.";
+    BPF_DIR_FOREIGN: Error Open "bpf-dir-foreign",
+        "BPFDIR belongs to another user than root.",
+        "What is pinned there may be anybody's, so nothing of it is used.";
     OTHER_NAMESPACE: Error Open "other-namespace",
         "BPFDIR or RUNDIR belongs to another network namespace.",
         "A data plane serves one network namespace, and commands in another are refused.";

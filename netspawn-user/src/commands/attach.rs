@@ -96,7 +96,7 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
     }
     let run_dir = RunDir::new(&global.run_dir);
     run_dir.check_namespace()?;
-    Pins::new(&global.bpf_dir).check_namespace()?;
+    Pins::new(&global.bpf_dir).check()?;
     if settings.dry_run {
         return dry_run(global, &config, &settings, host, &uplinks).map(Attempt::Ended);
     }

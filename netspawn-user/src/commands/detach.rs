@@ -30,7 +30,7 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
     let run_dir = RunDir::new(&global.run_dir);
     run_dir.check_namespace()?;
     let pins = Pins::new(&global.bpf_dir);
-    pins.check_namespace()?;
+    pins.check()?;
     let others = pins.others()?;
     if !pins.exist()? && others.is_empty() && run_dir.reach()?.is_none() {
         if let Some(name) = args.uplinks.first() {

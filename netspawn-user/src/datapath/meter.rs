@@ -47,7 +47,7 @@ impl Meter {
     /// When they belong to another network namespace or cannot be opened.
     pub fn open(bpf_dir: &Path) -> Result<Option<Meter>> {
         let pins = Pins::new(bpf_dir);
-        pins.check_namespace()?;
+        pins.check()?;
         let (exist, inode) = (pins.exist()?, inode(&pins)?);
         let Some(inode) = inode.filter(|_| exist) else {
             return Ok(None);

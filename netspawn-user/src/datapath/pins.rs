@@ -22,9 +22,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, TryLockError},
+    fs::{self, File, Permissions, TryLockError},
     io,
-    os::unix::fs::symlink,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -38,7 +38,7 @@ use nix::{
     },
 };
 
-use crate::{gone, net::namespace};
+use crate::{folder, gone, net::namespace};
 
 /// Record of the ifindex.
 pub const IFINDEX: &str = "ifindex";
@@ -98,6 +98,9 @@ pub struct Place {
     pub read_only: bool,
     /// The nearest folder that exists: where to mount one.
     pub mount_point: PathBuf,
+    /// A folder of the bpffs above BPFDIR to which others than root may write, and its
+    /// mode: they can put something in BPFDIR's place.
+    pub open: Option<(PathBuf, u32)>,
 }
 
 /// Kind of a file system, and whether it is read-only.
@@ -105,6 +108,30 @@ fn file_system(path: &Path) -> Result<(FsType, bool)> {
     let found = statfs(path).with_context(|| format!("cannot examine {}", path.display()))?;
     let read_only = found.flags().contains(FsFlags::ST_RDONLY);
     Ok((found.filesystem_type(), read_only))
+}
+
+/// The nearest directory of a bpffs above a path to which others may write.
+fn open_above(path: &Path) -> Result<Option<(PathBuf, u32)>> {
+    for folder in path.ancestors().skip(1) {
+        let metadata = match fs::metadata(folder) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                continue;
+            }
+            metadata => metadata.with_context(|| format!("cannot examine {}", folder.display()))?,
+        };
+        if file_system(folder)?.0 != BPF_FS_MAGIC {
+            break;
+        }
+        if folder::is_others(&metadata) {
+            return Ok(Some((folder.to_owned(), metadata.mode() & 0o7777)));
+        }
+    }
+    Ok(None)
 }
 
 impl Pins {
@@ -208,10 +235,16 @@ impl Pins {
             };
         }
         let kind = file_system(there)?;
+        let is_bpffs = kind.0 == BPF_FS_MAGIC;
+        let open = match is_bpffs {
+            true => open_above(&self.base)?,
+            false => None,
+        };
         let usual = ["/sys/fs", "/sys/fs/bpf"].map(Path::new).contains(&there);
         Ok(Place {
-            is_bpffs: kind.0 == BPF_FS_MAGIC,
+            is_bpffs,
             read_only: kind.1,
+            open,
             mount_point: match usual {
                 true => "/sys/fs/bpf".into(),
                 false => there.to_owned(),
@@ -256,21 +289,50 @@ impl Pins {
                 place.mount_point.display(),
             );
         }
+        self.check_owner()?;
         for folder in [
             self.maps(),
             self.root.join("programs"),
             self.uplinks_directory(),
         ] {
-            fs::create_dir_all(&folder).with_context(|| {
-                format!(
-                    "cannot make {} (this needs root, and a bpf filesystem that is mounted \
-                     read-write)",
-                    folder.display()
-                )
-            })?;
+            folder::make(&folder, folder::PRIVATE)
+                .context("this needs root, and a bpf filesystem that is mounted read-write")?;
         }
+        // Of one that was there before.
+        fs::set_permissions(&self.base, Permissions::from_mode(folder::PRIVATE))
+            .with_context(|| format!("cannot protect {}", self.base.display()))?;
         if text(&self.namespace())?.is_none() {
             record(&self.namespace(), &namespace::cookie()?.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on where another namespace is meant, or where what is pinned may be
+    /// anybody's.
+    ///
+    /// # Errors
+    /// When what is pinned was made in another network namespace, or by another user.
+    pub fn check(&self) -> Result<()> {
+        self.check_owner()?;
+        self.check_namespace()
+    }
+
+    /// Refuses what another user has made.
+    ///
+    /// # Errors
+    /// When BPFDIR, or what is in it, belongs to somebody else than root.
+    pub fn check_owner(&self) -> Result<()> {
+        for path in [&self.base, &self.root] {
+            match path.symlink_metadata() {
+                Ok(metadata) => folder::check_owner(path, &metadata)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // Root's, or of no use to whoever this is.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("cannot examine {}", path.display()));
+                }
+            }
         }
         Ok(())
     }
@@ -300,7 +362,7 @@ impl Pins {
     /// When the bpffs refuses.
     pub fn record_uplink(&self, name: &str, what: &str, text: &str) -> Result<()> {
         let folder = self.uplink(name);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        folder::make(&folder, folder::PRIVATE)?;
         record(&folder.join(what), text)
     }
 

@@ -32,7 +32,7 @@ use crate::{
     cli::Mode,
     commands::UplinkView,
     config::Policy,
-    gone,
+    folder, gone,
     model::{Host, Link},
     net::{announce::Served, netlink::Netlink, observe::Gone, xdp_ready},
     plan::{self, State},
@@ -123,7 +123,7 @@ impl Plane {
             }
             return Ok(None);
         }
-        pins.check_namespace()?;
+        pins.check()?;
         let guard = bpf::open_pin(&pins.guard())
             .with_context(|| format!("cannot open {}", pins.guard().display()))?
             .with_context(|| unfinished(bpf_dir))?;
@@ -150,11 +150,12 @@ impl Plane {
     /// When the kernel refuses; nothing is left behind that was not there.
     pub fn load(bpf_dir: &Path, sizes: Sizes, log: bool) -> Result<Plane> {
         let pins = Pins::new(bpf_dir);
+        pins.check_owner()?;
         let mut lock = pins.lock()?;
         pins.check_namespace()?;
         let others = pins.others()?;
         for other in &others {
-            other.check_namespace()?;
+            other.check()?;
         }
         if !others.is_empty() && pins.exist()? && !upgrade::holds_links(&pins)? {
             // An upgrade that was cut short, before it replaced a program. Sweeping would
@@ -196,7 +197,7 @@ impl Plane {
         let folder = if adopt { pins.maps() } else { pins.next_maps() };
         if !adopt {
             pins::remove_tree(&folder)?;
-            fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            folder::make(&folder, folder::PRIVATE)?;
         }
         let held = match fresh {
             true => Key::default(),
@@ -967,10 +968,11 @@ impl Plane {
     /// When something cannot be taken away.
     pub fn remove_remains(bpf_dir: &Path) -> Result<()> {
         let pins = Pins::new(bpf_dir);
+        pins.check_owner()?;
         let _lock = pins.lock()?;
         let others = pins.others()?;
         for pins in std::iter::once(&pins).chain(&others) {
-            pins.check_namespace()?;
+            pins.check()?;
         }
         for pins in std::iter::once(&pins).chain(&others) {
             Plane::sweep(pins)?;

@@ -1,6 +1,10 @@
 //! Findings that are provoked in a namespace.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{Counter, Direction, Kind, Lab, Spec, UPLINK, remount, wait_until};
@@ -47,6 +51,16 @@ provoked! {
     bpffs_read_only: "bpffs-read-only", plain, |stage| {
         remount(&stage.lab.bpffs(), true)
     }, Printed;
+    bpffs_open: "bpffs-open", plain, |stage| {
+        let open = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(stage.lab.bpffs(), open)?;
+        Ok(())
+    }, Printed;
+    bpf_dir_foreign: "bpf-dir-foreign", plain, |stage| {
+        fs::create_dir(stage.lab.bpf_dir())?;
+        chown(stage.lab.bpf_dir(), Some(65534), None)?;
+        Ok(())
+    }, Person(|stage| Ok(fs::remove_dir(stage.lab.bpf_dir())?));
     other_namespace: "other-namespace", plain, |stage| {
         stage.lab.run("attach eth0 --once")?;
         stage.outside = true;

@@ -60,6 +60,8 @@ pub struct Facts {
     pub neighbor_tables: BTreeMap<i32, NeighborTable>,
     /// BPFDIR's file system, or why it cannot be told.
     pub place: Option<Result<Place, String>>,
+    /// Why BPFDIR is refused: it is another user's.
+    pub foreign: Option<String>,
     /// Why BPFDIR or RUNDIR are not this namespace's.
     pub other_namespace: Vec<String>,
     /// Why what is pinned cannot be read.
@@ -174,6 +176,7 @@ pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Re
         silent: neighbors::silent().unwrap_or_default(),
         neighbor_tables: neighbors::tables().unwrap_or_default(),
         place: Some(pins.place().map_err(|error| text(&error))),
+        foreign: pins.check_owner().err().map(|error| text(&error)),
         other_namespace: [run_dir.check_namespace(), pins.check_namespace()]
             .into_iter()
             .filter_map(|result| Some(text(&result.err()?)))
@@ -188,7 +191,7 @@ pub fn gather(global: &Global, named: Option<&str>, plane: &dyn DataPlane) -> Re
     let mut view = match plane.view() {
         Ok(view) => view,
         Err(error) => {
-            if facts.other_namespace.is_empty() {
+            if facts.other_namespace.is_empty() && facts.foreign.is_none() {
                 facts.unreadable = Some(text(&error));
             }
             nothing_attached(run_dir.sources().unwrap_or_else(|error| {

@@ -7,8 +7,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::fd::{AsFd, BorrowedFd},
+    fs::{self, DirBuilder},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -18,7 +22,7 @@ use super::{
     bpf_on, interface_name, on, tc, tcx_programs,
 };
 use crate::{
-    gone,
+    folder, gone,
     net::netlink::{self, Netlink},
 };
 
@@ -151,7 +155,7 @@ impl Ports {
         }
         let link = bpf::link_create(program, ifindex, Hook::TcIngress, Place::First)
             .map_err(bpf_on(ifindex, "attach the guard by tcx"))?;
-        match fs::create_dir(&self.pins) {
+        match DirBuilder::new().mode(folder::PRIVATE).create(&self.pins) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => result.map_err(at(&self.pins, "make the folder"))?,
         }
