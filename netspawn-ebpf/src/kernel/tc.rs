@@ -19,7 +19,7 @@ use netspawn_ebpf::{
         self, Meta,
         error::Toward,
         neighbor::{NO_LINK, link},
-        offload::{Judged, Open},
+        offload::{Judged, Open, gso::BY_FRAGMENTS},
         past,
         reply::let_in,
     },
@@ -157,7 +157,10 @@ impl Skb {
 
     #[inline(always)]
     fn pull_headers(&self) {
-        if !self.lacks(self.len()) {
+        // The fragments of such a super-packet are its segments: what is pulled out of one
+        // is missing there, and `skb_segment` in net/core/skbuff.c ends in a BUG().
+        let by_fragments = self.gso_size() == BY_FRAGMENTS;
+        if by_fragments || !self.lacks(self.len()) {
             return;
         }
         if self.lacks(HEADERS) {

@@ -7,6 +7,7 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::Command,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -61,6 +62,9 @@ pub fn suite(name: &str) -> Result<PathBuf> {
 
 /// The kernels that can be had: those of Debian's releases, and the newest.
 pub fn kernels() -> Result<Vec<Kernel>> {
+    // Tests ask at the same time, and apt's state is one.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let newest = Kernel::newest_series().context("the archive cannot be read")?;
     let mut all: Vec<&str> = SERIES.to_vec();
     if !all.contains(&newest.as_str()) {
