@@ -472,7 +472,7 @@ impl<'a> Guest<'a> {
              /bin/busybox --install -s /busybox
              export PATH=/bin:/busybox
              mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
-             mount -t tmpfs run /run; mount -t tmpfs tmp /tmp; mount -t bpf bpf /sys/fs/bpf
+             mount -t tmpfs run /run; mount -t tmpfs tmp /tmp; mount -t bpf -o mode=0700 bpf /sys/fs/bpf
 
              for module in {}; do insmod /modules/$module.ko; done
              ip link set lo up

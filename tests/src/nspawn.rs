@@ -162,7 +162,7 @@ impl SystemdHost {
             "set -e
             mount -o remount,rw /sys
             mkdir -p /sys/fs/bpf
-            mount -t bpf bpf /sys/fs/bpf
+            mount -t bpf -o mode=0700 bpf /sys/fs/bpf
             # Read-only, or networkd waits for an udev that is not there.
             mount -o remount,ro /sys
             mkdir -p /etc/systemd/network

@@ -897,6 +897,85 @@ fn neighbor_discovery_behind_extension_headers_deceives_nobody(mode: Mode) -> Re
     still_reached(lab)
 }
 
+/// How long a machine changes its link, about a hundred times a second.
+const FLAPPING: Duration = Duration::from_secs(6);
+
+/// A machine whose link comes and goes is announced and logged within a budget, and as it is
+/// in the end.
+#[test]
+fn machine_that_sets_its_link_down_and_up_is_no_storm() -> Result<()> {
+    let on = Attached::usual(Mode::Tc)?;
+    let lab = &on.lab;
+    let web = lab.machine(ATTACKER);
+    let (v4, v6) = (web.v4().octets(), web.v6().octets());
+    // Those of the start are over.
+    std::thread::sleep(Duration::from_secs(3));
+    let said = on.agent.words().len();
+    let mut capture = Capture::incoming(&lab.net, LAN)?;
+    let uplink = lab.host.mac(UPLINK)?;
+    let script = format!(
+        "end=$(($(date +%s) + {})); n=0
+        while [ $(date +%s) -lt $end ]; do
+            ip link set {HOST0} down; ip link set {HOST0} up; n=$((n + 1)); sleep 0.005
+        done; echo $n",
+        FLAPPING.as_secs()
+    );
+    let times: usize = web
+        .ns
+        .cmd("sh")
+        .args(["-c", &script])
+        .text()?
+        .trim()
+        .parse()?;
+    ensure!(times > 50, "only {times} times");
+    // Its routes went with its link.
+    lab.unplug(web)?;
+    lab.plug(web)?;
+    let state = || -> Result<Value> {
+        let list = lab.json("list")?;
+        let mut machines = list.as_array().into_iter().flatten();
+        let web = machines.find(|machine| machine["name"] == ATTACKER);
+        Ok(web.context("no such machine")?["state"].clone())
+    };
+    let up = wait_until(SOON, || state().is_ok_and(|state| state == "up"));
+    ensure!(up, "{}", state()?);
+    ping(&lab.net, web.v4())?;
+    ping(&lab.net, web.v6())?;
+
+    let announced = |frames: &[Vec<u8>], address: &[u8]| {
+        let of = |frame: &&Vec<u8>| {
+            // To everybody, from the uplink, about that address.
+            frame[0] & 1 == 1
+                && frame[6..12] == uplink
+                && frame.windows(address.len()).any(|part| part == address)
+        };
+        frames.iter().filter(of).count()
+    };
+    // At most 12 at once, and one in five seconds; solicitations of the kernel are some.
+    for address in [&v4[..], &v6] {
+        let count = announced(capture.frames(), address);
+        ensure!(count < 30, "{count} announcements after {times} times");
+        ensure!(count > 0);
+    }
+    let words = on.agent.words();
+    let lines = |words: &str| words.lines().filter(|line| line.contains("web is")).count();
+    let count = lines(&words[said..]);
+    ensure!(count < 20, "{count} lines after {times} times");
+    // In the end all is said: by the log, at the next look at everything, and on the network.
+    capture.clear();
+    let end = wait_until(Duration::from_secs(60), || {
+        let last = on.agent.words();
+        let last = last.lines().rfind(|line| line.contains("web is"));
+        [&v4[..], &v6]
+            .iter()
+            .all(|address| announced(capture.frames(), address) > 0)
+            && last.is_some_and(|line| line.contains("web is up"))
+    });
+    ensure!(end, "{}", on.agent.words());
+    println!("{times} times: {count} lines");
+    Ok(())
+}
+
 in_each_mode! {
     onlookers_notice_what_reaches_them
     forgeries_and_floods_of_neighbor_discovery_reach_nobody

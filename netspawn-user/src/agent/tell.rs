@@ -22,13 +22,19 @@ use crate::{
     registry::{Conflict, Desired, MachineState},
 };
 
-/// How soon the same is said of a machine again.
+/// How soon the same is said of a machine again, or the same problem.
 const COMPLAIN: Duration = Duration::from_secs(60);
+/// Changes of a machine's state that are logged as they come.
+const CHANGES: u32 = 10;
+/// How long it takes until one more of them is.
+const REGAIN: Duration = Duration::from_secs(6);
 
 /// Tells problems once, and again when they come back after having gone.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     problems: Vec<Trouble>,
+    /// When problems were logged that may come and go at a machine's will.
+    logged: HashMap<String, Instant>,
     /// What the last attempts failed with: to sync, to look at the attachments.
     failures: [Option<Trouble>; 2],
 }
@@ -41,18 +47,23 @@ pub(super) enum Attempt {
 }
 
 impl Told {
-    /// Logs those that are new.
+    /// Logs those that are new, each once a minute at most.
     pub(super) fn tell<'a>(&mut self, problems: impl Iterator<Item = &'a Problem>) {
-        let mut now = Vec::new();
+        let now = Instant::now();
+        self.logged
+            .retain(|_, logged| now.duration_since(*logged) < COMPLAIN);
+        let mut all = Vec::new();
         for problem in problems {
             let text = problem.to_string();
             let known = self.problems.iter().find(|known| known.text == text);
-            now.push(known.cloned().unwrap_or_else(|| {
-                tracing::warn!("{text}");
+            all.push(known.cloned().unwrap_or_else(|| {
+                if self.logged.insert(text.clone(), now).is_none() {
+                    tracing::warn!("{text}");
+                }
                 Trouble::now(text)
             }));
         }
-        self.problems = now;
+        self.problems = all;
     }
 
     /// Remembers how an attempt has ended.
@@ -90,9 +101,52 @@ impl Complaints {
     }
 }
 
+/// Which changes of machines' states are logged: a machine may change its own as often as it
+/// likes.
+#[derive(Debug, Default)]
+struct Changes(HashMap<String, Change>);
+
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    /// How often it has changed since that was logged.
+    unlogged: u32,
+    /// When [`CHANGES`] may be logged again at once.
+    spent: Instant,
+}
+
+impl Changes {
+    /// Whether a machine's state is to be logged now, and after how many changes that were
+    /// not. The last one is in the end.
+    fn next(&mut self, machine: &str, changed: bool, now: Instant) -> Option<u32> {
+        if !changed && !self.0.contains_key(machine) {
+            return None;
+        }
+        let spent = now;
+        let new = Change { unlogged: 0, spent };
+        let change = self.0.entry(machine.to_owned()).or_insert(new);
+        change.unlogged += u32::from(changed);
+        change.spent = change.spent.max(now);
+        if change.unlogged == 0 {
+            return None;
+        }
+        if change.spent - now > REGAIN * (CHANGES - 1) {
+            return None;
+        }
+        change.spent += REGAIN;
+        Some(std::mem::take(&mut change.unlogged) - 1)
+    }
+
+    /// Forgets those of which nothing is left to say.
+    fn forget(&mut self, now: Instant) {
+        self.0
+            .retain(|_, change| change.unlogged > 0 || change.spent > now);
+    }
+}
+
 /// What has been said of machines and uplinks.
 #[derive(Debug, Default)]
 pub(super) struct Known {
+    changes: Changes,
     machines: BTreeMap<String, (MachineState, Vec<Conflict>)>,
     /// Names by ifindex; `None` before the first look.
     uplinks: Option<BTreeMap<u32, String>>,
@@ -140,15 +194,22 @@ impl Agent {
     /// Says which machines came, went, or changed their state.
     fn tell_machines(&mut self, desired: &Desired) {
         let mut machines = BTreeMap::new();
+        let moment = Instant::now();
+        self.known.changes.forget(moment);
         for machine in &desired.machines {
             let now = (machine.state, machine.conflicts.clone());
             let before = self.known.machines.remove(&machine.name);
-            if before.as_ref().map(|(state, _)| *state) != Some(machine.state) {
+            let changed = before.as_ref().map(|(state, _)| *state) != Some(machine.state);
+            if let Some(unlogged) = self.known.changes.next(&machine.name, changed, moment) {
+                let more = match unlogged {
+                    0 => String::new(),
+                    unlogged => format!("; {unlogged} changes before are not logged"),
+                };
                 tracing::info!(
                     machine = machine.name,
                     interface = machine.interface,
                     state = machine.state.name(),
-                    "{} is {} ({})",
+                    "{} is {} ({}){more}",
                     machine.name,
                     machine.state.name(),
                     machine.interface.as_deref().unwrap_or("no port"),
@@ -298,7 +359,50 @@ fn complain(event: &Event, unsaid: u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::is_alarming;
+    use super::*;
+
+    #[test]
+    fn machine_that_changes_all_the_time_is_logged_seldom_and_in_the_end() {
+        let start = Instant::now();
+        let mut changes = Changes::default();
+        assert_eq!(changes.next("web", false, start), None);
+        let (mut logged, mut unlogged, mut now) = (0, 0, start);
+        for _ in 0..12_000 {
+            now += Duration::from_millis(5);
+            if let Some(before) = changes.next("web", true, now) {
+                logged += 1;
+                unlogged += before;
+            }
+        }
+        // A minute: ten at once, and one each six seconds.
+        assert!((15..=CHANGES + 10).contains(&logged), "{logged}");
+        assert_eq!(changes.next("db", true, now), Some(0));
+        // Looked at again, it has not changed, and is logged once.
+        let left = 12_000 - logged - unlogged;
+        assert!(left > 0);
+        assert_eq!(changes.next("web", false, now), None);
+        now += REGAIN;
+        assert_eq!(changes.next("web", false, now), Some(left - 1));
+        assert_eq!(changes.next("web", false, now), None);
+        changes.forget(now);
+        assert_eq!(changes.0.len(), 1);
+        changes.forget(now + REGAIN * (CHANGES + 1));
+        assert!(changes.0.is_empty());
+    }
+
+    #[test]
+    fn problem_that_comes_and_goes_is_logged_once_a_minute_and_told_each_time() {
+        let fault = crate::problem::Fault::new("is wrong", "put it right");
+        let problem = fault.at(std::path::Path::new("web.toml"), None, None);
+        let mut told = Told::default();
+        for _ in 0..100 {
+            told.tell(std::iter::once(&problem));
+            assert_eq!(told.troubles().len(), 1);
+            told.tell(std::iter::empty());
+            assert!(told.troubles().is_empty());
+        }
+        assert_eq!(told.logged.len(), 1);
+    }
 
     #[test]
     fn more_than_half_of_ten_is_alarming() {

@@ -23,6 +23,11 @@ const PACE: Duration = Duration::from_millis(1);
 const BURST: u32 = 50;
 /// Frames that are waited for together while the pace holds them back.
 const BATCH: u32 = 10;
+/// Announcements of an address on an uplink that follow each other as they come; a
+/// machine may come and go at its own will, as often as it likes.
+const AT_ONCE: u32 = 12;
+/// How long it takes until one more of them may be sent.
+const REGAIN: Duration = Duration::from_secs(5);
 /// How soon an address is defended again (RFC 5227 2.4, DEFEND_INTERVAL).
 const DEFEND: Duration = Duration::from_secs(10);
 
@@ -149,6 +154,8 @@ pub struct Queue {
     /// While the pace holds frames back: until then.
     held: Option<Instant>,
     defended: HashMap<IpAddr, Instant>,
+    /// When all of [`AT_ONCE`] may be sent again, of those that were announced.
+    spent: HashMap<Key, Instant>,
 }
 
 impl Queue {
@@ -164,11 +171,13 @@ impl Queue {
             free: None,
             held: None,
             defended: HashMap::new(),
+            spent: HashMap::new(),
         }
     }
 
     /// What is served now: what is new in it is due at once. Says what that is.
     pub fn update(&mut self, served: Served, now: Instant) -> Vec<Round> {
+        self.spent.retain(|_, until| *until > now);
         let before = std::mem::replace(&mut self.served, served);
         let mut rounds = Vec::new();
         let mut keys: Vec<Key> = Vec::new();
@@ -184,6 +193,10 @@ impl Queue {
                 Some(old) if !old.carrier => Cause::Carrier,
                 Some(_) => Cause::Address,
             };
+            if cause != Cause::Address {
+                // That is no machine's doing.
+                self.spent.retain(|(spent, _), _| spent != uplink);
+            }
             let known = keys.len();
             for (address, vlan) in &self.served.addresses {
                 if cause != Cause::Address || before.addresses.get(address) != Some(vlan) {
@@ -226,14 +239,22 @@ impl Queue {
         true
     }
 
-    /// Has `left` announcements follow from now on. One that is due already
-    /// keeps its place.
-    fn schedule(&mut self, key: Key, left: u8, now: Instant) {
-        let mut slot = (now, self.order);
+    /// When the address may be announced on the uplink, from then on.
+    fn allowed(&self, key: Key, from: Instant) -> Instant {
+        let until = self.spent.get(&key);
+        let free = until.and_then(|until| until.checked_sub(REGAIN * (AT_ONCE - 1)));
+        free.map_or(from, |free| free.max(from))
+    }
+
+    /// Has `left` announcements follow from then on, or as soon as there may be more of
+    /// this address. One that is due already keeps its place.
+    fn schedule(&mut self, key: Key, left: u8, from: Instant) {
+        let due = self.allowed(key, from);
+        let mut slot = (due, self.order);
         let mut left = left;
         if let Some(job) = self.jobs.get(&key) {
             left = left.max(job.left);
-            if job.slot.0 <= now {
+            if job.slot.0 <= due {
                 slot = job.slot;
             }
             self.slots.remove(&job.slot);
@@ -274,6 +295,8 @@ impl Queue {
                 vlan: *vlan,
             };
             self.sent(now);
+            let until = self.spent.get(&key).map_or(now, |until| (*until).max(now));
+            self.spent.insert(key, until + REGAIN);
             if job.left > 1 {
                 self.schedule(key, job.left - 1, now + AGAIN);
             }
@@ -363,6 +386,54 @@ mod tests {
                 .all(|(_, what)| (what.uplink, what.mac) == (ETH0, MAC))
         );
         assert_eq!(queue.next(), None);
+    }
+
+    /// A machine that comes and goes every 5 ms for a minute, then stays.
+    #[test]
+    fn machine_that_comes_and_goes_is_announced_seldom_and_in_the_end() {
+        let start = Instant::now();
+        let mut queue = Queue::new(one([2]), TIMES);
+        let (mut now, mut sent) = (start, Vec::new());
+        let mut on = false;
+        while now < start + Duration::from_secs(60) {
+            on = !on;
+            queue.update(if on { one([1, 2]) } else { one([2]) }, now);
+            while let Some(what) = queue.pop(now) {
+                sent.push((now - start, what.address));
+            }
+            now += Duration::from_millis(5);
+        }
+        // As many as there may be at once, and one more each five seconds.
+        let most = AT_ONCE as usize + 60 / 5;
+        assert!(sent.len() <= most, "{}: {sent:?}", sent.len());
+        assert!(sent.iter().all(|(_, sent)| *sent == address(1)));
+        // Others are announced as if nothing were.
+        queue.update(one([2, 3]), now);
+        assert_eq!(queue.pop(now).unwrap().address, address(3));
+        // It is there in the end, and that is announced as soon as may be, and repeated.
+        queue.update(one([1, 2, 3]), now);
+        let rest = run(&mut queue, now);
+        let rest: Vec<_> = rest
+            .into_iter()
+            .filter(|(_, what)| what.address == address(1))
+            .collect();
+        assert_eq!(rest.len(), usize::from(TIMES));
+        assert!(rest[0].0 <= REGAIN, "{rest:?}");
+        // Nothing is kept of what is over.
+        queue.update(one([1]), now + Duration::from_secs(600));
+        assert!(queue.spent.is_empty());
+    }
+
+    #[test]
+    fn uplink_that_changes_is_announced_at_once_however_often() {
+        let now = Instant::now();
+        let mut queue = Queue::new(one([1]), TIMES);
+        for n in 0..100 {
+            let now = now + Duration::from_millis(100 * n);
+            let mac = [2, 0, 0, 0, 1, n as u8];
+            queue.update(served(&[(ETH0, mac, true)], [1]), now);
+            assert_eq!(queue.pop(now).unwrap().mac, mac);
+        }
     }
 
     #[test]
