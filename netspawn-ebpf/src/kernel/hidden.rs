@@ -130,13 +130,14 @@ fn probe_open(raw: u64) -> Open {
         return Open::default();
     }
     let mut copied = fields.as_ptr() as u64;
+    let back = known!(constant::COPY_BACK);
     // The pointer on the left: on the right it would lose the function's frame of the stack
     // (`adjust_ptr_min_max_vals` of Linux 6.1).
     // SAFETY: adds two numbers.
     unsafe {
         asm!(
             "{} += {}",
-            inout(reg) copied, in(reg) known!(constant::COPY_BACK),
+            inout(reg) copied, in(reg) back,
             options(nomem, nostack, pure)
         );
     }
