@@ -285,6 +285,7 @@ fn bad_file_is_named_and_the_others_are_listed() {
         "tx_bytes": null,
         "drops": {},
         "conflicts": [],
+        "closed": null,
         "mismatches": []
       }
     ]
