@@ -633,6 +633,26 @@ pub const RULES: &[Rule] = &[
         },
     },
     Rule {
+        name: "F7 the source is IPv4-mapped, which the kernel forwards",
+        explains: |case| {
+            const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+            case.on_uplink()
+                && case.drops(Reason::MartianSource)
+                && !case.is_v4()
+                && case.bytes(22..34) == MAPPED
+                && case.kernel_alone()
+        },
+    },
+    Rule {
+        name: "P7 extension headers that end before what is behind them can be seen",
+        explains: |case| {
+            case.port().is_some()
+                && case.drops(Reason::BadFrame)
+                && !case.is_v4()
+                && case.kernel_alone()
+        },
+    },
+    Rule {
         name: "F7 the source is the machines' gateway, which the kernel does not know",
         explains: |case| {
             case.on_uplink()
