@@ -646,10 +646,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "P7 extension headers that end before what is behind them can be seen",
         explains: |case| {
-            case.port().is_some()
-                && case.drops(Reason::BadFrame)
-                && !case.is_v4()
-                && case.kernel_alone()
+            case.port().is_some() && case.drops(Reason::BadFrame) && case.kernel_alone()
         },
     },
     Rule {
@@ -753,6 +750,39 @@ pub const RULES: &[Rule] = &[
             case.port().is_some()
                 && to.is_some_and(|id| case.frame[..6] == world::mac(id))
                 && matches!(case.difference, OursForwards | OursErrs)
+        },
+    },
+    Rule {
+        name: "G6 the way is on the link, where the kernel resolves (the reference has a router there)",
+        explains: |case| {
+            case.port().is_some()
+                && matches!(case.difference, Forwarded(4))
+                && (within(case.destination(), &[100, 126, 0, 0], 16)
+                    || within(
+                        case.destination(),
+                        &[0x20, 1, 0xd, 0xb8, 0x0e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                        48,
+                    ))
+        },
+    },
+    Rule {
+        name: "F11 what is behind the packet is cut to the least length of a frame, the kernel cuts all",
+        explains: |case| {
+            let end = match case.is_v4() {
+                true => {
+                    14 + usize::from(u16::from_be_bytes([
+                        case.bytes(16..17)[0],
+                        case.bytes(17..18)[0],
+                    ]))
+                }
+                false => {
+                    54 + usize::from(u16::from_be_bytes([
+                        case.bytes(18..19)[0],
+                        case.bytes(19..20)[0],
+                    ]))
+                }
+            };
+            matches!(case.difference, Forwarded(at) if *at >= end && *at >= 54)
         },
     },
     Rule {
