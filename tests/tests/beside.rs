@@ -40,12 +40,17 @@ const V4: u16 = 34;
 const V6: u16 = 54;
 const TCP: u16 = 16;
 const UDP: u16 = 6;
+/// Where the frames go that need not be dropped.
+const OTHER: u16 = 11;
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     /// It is dropped, and counted on its machine.
-    Dropped(&'static str),
+    Dropped,
+    /// That, or nothing is completed: a veth forgets a sum that begins in front of the
+    /// packet (`skb_postpull_rcsum`).
+    Harmless,
     /// It arrives on the network, as long as this, its transport checksum right once the
     /// sum that is left open is completed.
     Arrives(usize),
@@ -195,7 +200,7 @@ fn cut(kind: u8, size: u16, start: u16, offset: u16, headers: u16) -> Vnet {
 
 /// The kind of each row, to one target.
 fn cases(way: Way) -> Vec<Case> {
-    const BAD: Then = Then::Dropped("bad_offload");
+    const BAD: Then = Then::Dropped;
     let case = |name, frame: Vec<u8>, said, then| Case {
         name,
         frame,
@@ -204,20 +209,33 @@ fn cases(way: Way) -> Vec<Case> {
     };
     let mut all = Vec::new();
     let (udp4, udp6) = (way.udp4(9, MARKER), way.udp6(9, MARKER));
+    let (other4, other6) = (way.udp4(OTHER, MARKER), way.udp6(OTHER, MARKER));
     // Into each pair of bytes in front of UDP's own checksum, summed from there, from the
     // packet's start, from the frame's, and from where newer kernels let a sum begin at the
     // earliest (20, in `virtio_net_hdr_to_skb`).
     for field in (0..V4 + UDP).step_by(2) {
         for start in [0, 14, 20, field] {
+            let then = if start < 14 { Then::Harmless } else { BAD };
             if start <= field {
-                all.push(case("IPv4", udp4.clone(), sum(start, field - start), BAD));
+                all.push(case(
+                    "IPv4",
+                    other4.clone(),
+                    sum(start, field - start),
+                    then,
+                ));
             }
         }
     }
     for field in (0..V6 + UDP).step_by(2) {
         for start in [0, 14, 20, field] {
+            let then = if start < 14 { Then::Harmless } else { BAD };
             if start <= field {
-                all.push(case("IPv6", udp6.clone(), sum(start, field - start), BAD));
+                all.push(case(
+                    "IPv6",
+                    other6.clone(),
+                    sum(start, field - start),
+                    then,
+                ));
             }
         }
     }
@@ -446,14 +464,29 @@ impl Watches {
     }
 }
 
-/// Whether a frame is from there, as long as said, and its UDP checksum right.
-fn is_whole(frame: &[u8], way: &Way, length: usize) -> Result<()> {
-    ensure!(frame.len() == length, "{} bytes, not {length}", frame.len());
+/// Whether a frame is one of those that need not be dropped.
+fn is_other(frame: &[u8]) -> bool {
+    let port = match frame[12..14] {
+        [8, 0] => 36,
+        _ => 56,
+    };
+    frame.get(port..port + 2) == Some(&OTHER.to_be_bytes()[..])
+}
+
+/// Whether a frame has the source of who sent it.
+fn is_from(frame: &[u8], way: &Way) -> Result<()> {
     let source = match frame[12..14] {
         [8, 0] => frame[26..30] == way.source4,
         _ => frame[22..38] == way.source6,
     };
     ensure!(source, "another source: {frame:02x?}");
+    Ok(())
+}
+
+/// Whether a frame is from there, as long as said, and its UDP checksum right.
+fn is_whole(frame: &[u8], way: &Way, length: usize) -> Result<()> {
+    ensure!(frame.len() == length, "{} bytes, not {length}", frame.len());
+    is_from(frame, way)?;
     let packet = SlicedPacket::from_ethernet(frame)?;
     let Some(TransportSlice::Udp(udp)) = packet.transport else {
         bail!("no UDP: {frame:02x?}");
@@ -477,12 +510,34 @@ fn is_whole(frame: &[u8], way: &Way, length: usize) -> Result<()> {
     Ok(())
 }
 
+/// The cases that were not dropped and should have been, each sent once more.
+fn passed(stage: &Stage, sender: &str, link: &Link, way: Way) -> Result<Vec<String>> {
+    let mut passed = Vec::new();
+    for case in cases(way) {
+        let before = stage.dropped(sender)?;
+        let dropped = matches!(case.then, Then::Dropped);
+        if dropped && link.send(&case.said, &case.frame).is_ok() {
+            let counted = wait_until(Duration::from_millis(200), || {
+                stage.dropped(sender).is_ok_and(|drops| drops != before)
+            });
+            if !counted {
+                passed.push(format!("{} {:?}", case.name, case.said));
+            }
+        }
+    }
+    Ok(passed)
+}
+
 /// Sends every case, and holds what is counted and heard against what should be; `to` is
 /// who is to hear the honest ones, and nobody else anything.
 fn play(stage: &Stage, sender: &str, link: &Link, way: Way, to: &str) -> Result<()> {
     let mut watches = Watches::of(&stage.on.lab)?;
-    let mut wanted = stage.dropped(sender)?;
-    let mut refused = 0;
+    let bad = || -> Result<u64> {
+        let drops = stage.dropped(sender)?;
+        Ok(drops.get("bad_offload").copied().unwrap_or(0))
+    };
+    let mut least = bad()?;
+    let (mut harmless, mut refused) = (0, 0);
     let mut arrivals = Vec::new();
     for case in cases(way) {
         // The kernel takes not every description.
@@ -491,25 +546,32 @@ fn play(stage: &Stage, sender: &str, link: &Link, way: Way, to: &str) -> Result<
             continue;
         }
         match case.then {
-            Then::Dropped(reason) => *wanted.entry(reason.to_owned()).or_default() += 1,
+            Then::Dropped => least += 1,
+            Then::Harmless => harmless += 1,
             Then::Arrives(length) => arrivals.push((case, length)),
         }
     }
-    let counted = wait_until(SOON, || {
-        stage
-            .dropped(sender)
-            .is_ok_and(|drops| drops.get("bad_offload") == wanted.get("bad_offload"))
-    });
+    let counted = wait_until(SOON, || bad().is_ok_and(|bad| bad >= least));
     ensure!(
-        counted,
-        "{sender}: {:?} dropped, not {wanted:?} ({refused} refused by the kernel)",
-        stage.dropped(sender)?
+        counted && bad()? <= least + harmless,
+        "{sender}: {:?} dropped, not {least} ({harmless} may be; {refused} refused by the \
+         kernel): {:#?}",
+        stage.dropped(sender)?,
+        passed(stage, sender, link, way)?
     );
-    let mut heard = Vec::new();
+    let (mut heard, mut harmless_heard) = (Vec::new(), Vec::new());
     wait_until(SOON, || {
-        heard.extend(watches.heard(&way));
+        for (name, frame) in watches.heard(&way) {
+            match is_other(&frame) {
+                true => harmless_heard.push(frame),
+                false => heard.push((name, frame)),
+            }
+        }
         heard.len() >= arrivals.len()
     });
+    for frame in &harmless_heard {
+        is_from(frame, &way)?;
+    }
     ensure!(
         heard.len() == arrivals.len(),
         "{sender}: {} frames arrived, not {}: {:02x?}",
@@ -568,12 +630,13 @@ fn sums_from_the_network_reach_no_machine(mode: Mode) -> Result<()> {
     };
     let hostile: Vec<_> = cases(way)
         .into_iter()
-        .filter(|case| matches!(case.then, Then::Dropped(_)) && case.said.gso_type == 0)
+        .filter(|case| !matches!(case.then, Then::Arrives(_)) && case.said.gso_type == 0)
         .collect();
     let mut sent = 0;
     for case in &hostile {
         // The kernel takes not every description.
-        sent += u64::from(station.send(&case.said, &case.frame).is_ok());
+        let taken = station.send(&case.said, &case.frame).is_ok();
+        sent += u64::from(taken && case.then == Then::Dropped);
     }
     ensure!(sent > 30, "the kernel takes {sent} frames");
     // The last one is honest.
@@ -594,20 +657,14 @@ fn sums_from_the_network_reach_no_machine(mode: Mode) -> Result<()> {
     });
     ensure!(came, "the honest frame did not arrive");
     for frame in &heard {
-        let source = match frame[12..14] {
-            [8, 0] => frame[26..30] == way.source4,
-            _ => frame[22..38] == way.source6,
-        };
-        ensure!(source, "another source: {frame:02x?}");
+        is_from(frame, &way)?;
     }
     // XDP hands on what it forwards without what was said of it.
     if mode == Mode::Tc {
+        heard.retain(|frame| !is_other(frame));
         ensure!(heard.len() == 1, "{} frames arrived", heard.len());
         let bad = stage.dropped(WEB)?.get("bad_offload").copied();
-        ensure!(
-            bad.is_some_and(|bad| bad + 8 >= sent),
-            "{bad:?} of {sent} are dropped"
-        );
+        ensure!(bad.is_some_and(|bad| bad >= sent), "{bad:?}, not {sent}");
     }
     Ok(())
 }
