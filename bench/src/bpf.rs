@@ -134,6 +134,8 @@ const XDP_STORE_BYTES: i32 = 190;
 const MARK: i16 = 8;
 const CB: i16 = 48;
 const GSO_SIZE: usize = 176;
+const PRIORITY: usize = 32;
+const TSTAMP: usize = 152;
 const SK_BUFF: usize = 192;
 
 /// A program that ends in a tail call to another.
@@ -475,6 +477,10 @@ pub struct Context {
     pub gso_size: u32,
     /// For the program that puts it beside the frame.
     pub vlan: u16,
+    /// `skb->priority`.
+    pub priority: u32,
+    /// `skb->tstamp`, in nanoseconds.
+    pub tstamp: u64,
 }
 
 /// What a run gave.
@@ -486,6 +492,10 @@ pub struct Run {
     pub frame: Vec<u8>,
     /// `skb->mark` afterwards; 0 for XDP.
     pub mark: u32,
+    /// `skb->priority` afterwards; 0 for XDP.
+    pub priority: u32,
+    /// `skb->tstamp` afterwards; 0 for XDP.
+    pub tstamp: u64,
     /// Mean duration of one repetition.
     pub duration: Duration,
 }
@@ -507,6 +517,8 @@ pub fn run(
     skb[MARK as usize..][..4].copy_from_slice(&context.mark.to_ne_bytes());
     skb[CB as usize..][..4].copy_from_slice(&u32::from(context.vlan).to_ne_bytes());
     skb[GSO_SIZE..][..4].copy_from_slice(&context.gso_size.to_ne_bytes());
+    skb[PRIORITY..][..4].copy_from_slice(&context.priority.to_ne_bytes());
+    skb[TSTAMP..][..8].copy_from_slice(&context.tstamp.to_ne_bytes());
     let mut skb_out = [0; SK_BUFF];
     let mut attr = empty();
     // SAFETY: all members of the union are plain numbers.
@@ -528,11 +540,16 @@ pub fn run(
     // SAFETY: as above.
     let test = unsafe { &attr.test };
     out.truncate(test.data_size_out as usize);
-    let mark = &skb_out[MARK as usize..][..4];
+    let word = |at: usize| {
+        let bytes = skb_out[at..].first_chunk().expect("within the context");
+        u32::from_ne_bytes(*bytes)
+    };
     Ok(Run {
         code: test.retval,
         frame: out,
-        mark: u32::from_ne_bytes(mark.try_into().expect("four bytes")),
+        mark: word(MARK as usize),
+        priority: word(PRIORITY),
+        tstamp: u64::from(word(TSTAMP)) | u64::from(word(TSTAMP + 4)) << 32,
         duration: Duration::from_nanos(test.duration.into()),
     })
 }

@@ -19,7 +19,7 @@ use netspawn_ebpf::{
         self, Meta,
         error::Toward,
         neighbor::{NO_LINK, link},
-        offload::{Judged, Open, gso::BY_FRAGMENTS},
+        offload::{Judged, Open},
         past,
         reply::let_in,
     },
@@ -157,10 +157,10 @@ impl Skb {
 
     #[inline(always)]
     fn pull_headers(&self) {
-        // The fragments of such a super-packet are its segments: what is pulled out of one
-        // is missing there, and `skb_segment` in net/core/skbuff.c ends in a BUG().
-        let by_fragments = self.gso_size() == BY_FRAGMENTS;
-        if by_fragments || !self.lacks(self.len()) {
+        // Behind the first segment of a super-packet may be others as skbs of their own
+        // (SCTP, GRO): what is pulled out of one is missing there, and `skb_segment` in
+        // net/core/skbuff.c ends in a BUG(). Its headers are within reach in any case.
+        if self.gso_size() != 0 || !self.lacks(self.len()) {
             return;
         }
         if self.lacks(HEADERS) {

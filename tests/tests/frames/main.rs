@@ -10,12 +10,17 @@ mod tags;
 
 use std::{collections::BTreeMap, io::Write as _, sync::MutexGuard};
 
-use netspawn_bench::{cost, programs::Hook};
+use netspawn_bench::{
+    cost,
+    programs::{Context, Hook},
+};
 use netspawn_ebpf::{
     abi::{MARK, NOBODY, endpoint_flag},
     decide::offload::surplus,
     verdict::{Kind, Reason},
 };
+
+use netspawn_tests::{Mode, protocol};
 
 use rig::{Case, Rig, TC_NEXT, TC_REDIRECT, TC_SHOT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use rows::{At, Row, build, world};
@@ -215,6 +220,42 @@ fn marks_of_others_are_kept() {
     case.mark_in = 0x1234;
     case.mark = 0x1234;
     rig().check([case]);
+}
+
+/// Which class of the uplink's queueing discipline a packet is in, and when it leaves, is
+/// not the machine's to say (S5): neither of what goes to the stack, nor of what is sent on.
+#[test]
+fn what_a_machine_sets_beside_a_frame_is_forgotten() {
+    let _row = protocol::holds("frames::forgotten", Some(Mode::Tc), &["S5"]);
+    let rows = rows::guard::rows().into_iter().filter(|row| {
+        row.can_be_run()
+            && row.vlan.is_none()
+            && row.policy == 0
+            && !matches!(row.reason.kind(), Kind::Drop | Kind::Answer)
+    });
+    let said = Context {
+        mark: 0x1234,
+        priority: 0x1_0001,
+        tstamp: u64::MAX >> 1,
+        ..Context::default()
+    };
+    let mut ran = 0;
+    for row in rows {
+        let run = rig().run(&row, Hook::PortIngress, said).expect("it runs");
+        // What is sent on carries the key of the data plane in mark and priority.
+        let passed = run.code == TC_NEXT;
+        assert!(run.tstamp == 0, "{}: tstamp {}", row.name, run.tstamp);
+        assert!(
+            !passed || (run.mark, run.priority) == (0, 0),
+            "{}: mark {:#x}, priority {:#x}",
+            row.name,
+            run.mark,
+            run.priority
+        );
+        assert!(run.priority != said.priority, "{}", row.name);
+        ran += 1;
+    }
+    assert!(ran > 10, "{ran} rows");
 }
 
 /// Frames that somebody should not have sent, with whom they concern.

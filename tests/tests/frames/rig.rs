@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use netspawn_bench::programs::{self, Context, Hook, IFINDEX, Programs};
+use netspawn_bench::programs::{self, Context, Hook, IFINDEX, Programs, Run};
 use netspawn_ebpf::{
     abi::{NOBODY, NextHop, Owner, Traffic},
     decide::offload::surplus,
@@ -240,6 +240,14 @@ impl Rig {
         run().expect("the kernel runs the program")
     }
 
+    /// Runs a program on a row's frame, with what is said beside it.
+    pub fn run(&mut self, row: &Row, hook: Hook, context: Context) -> Result<Run> {
+        if let At::Port(id) = row.at {
+            self.programs.port(IFINDEX, Some(id))?;
+        }
+        self.programs.run(hook, &row.frame, context)
+    }
+
     fn counters(&self) -> Result<Counters> {
         Ok(Counters {
             reasons: self.programs.counts()?,
@@ -266,6 +274,7 @@ impl Rig {
             mark: case.mark_in,
             gso_size: case.gso_size,
             vlan: case.vlan.unwrap_or(0),
+            ..Context::default()
         };
         let tagged = case.vlan.is_some() && case.hook.kind() == programs::Kind::Tc;
         let run = if tagged {
