@@ -322,8 +322,9 @@ fn cases(way: Way) -> Vec<Case> {
             BAD,
         ),
         case(
+            // Newer kernels make eight of it, which is what they let through.
             "segments of a byte",
-            tcp4.clone(),
+            way.tcp4(12_000),
             cut(gso::TCPV4, 1, V4, TCP, V4 + 20),
             BAD,
         ),
@@ -679,7 +680,6 @@ in_each_mode! {
 /// set it as one from 6.10 on.
 #[test]
 fn departure_time_of_a_machine_is_forgotten() -> Result<()> {
-    let _rows = holds("beside::departure_time", Some(Mode::Tc), &["S5"]);
     let stage = Stage::raise(Mode::Tc)?;
     let lab = &stage.on.lab;
     if let Err(error) = lab
@@ -693,6 +693,7 @@ fn departure_time_of_a_machine_is_forgotten() -> Result<()> {
         )?;
         return Ok(());
     }
+    let _rows = holds("beside::departure_time", Some(Mode::Tc), &["S5"]);
     let mut watches = Watches::of(lab)?;
     let way = stage.way(WEB, FAR4.octets(), FAR6.octets())?;
     let start = Instant::now();
