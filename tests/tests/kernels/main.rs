@@ -1,5 +1,6 @@
 //! Other kernels than this machine's, in guests.
 
+mod beside;
 mod fuzz;
 mod matrix;
 mod offloads;
