@@ -87,11 +87,13 @@ impl Engine for Incus {
         while let Ok(told) = timeout(Duration::ZERO, self.events.next()).await {
             is_change(told)?;
         }
-        let projects: Vec<Project> = get(self.socket, "/1.0/projects?recursion=1").await?;
-        let path = "/1.0/instances?recursion=1&all-projects=true";
-        let mut instances: Vec<Instance> = get(self.socket, path).await?;
+        let (mut instances, projects) = ask(self.socket).await?;
         instances.retain(|instance| instance.is_of(self.member.as_deref()));
-        Ok(listed(&instances, &projects, users_are_served()))
+        let mut listed = listed(&instances, &projects, users_are_served());
+        if let Some(users) = &mut listed.users {
+            self.add_users_of_others(users).await?;
+        }
+        Ok(listed)
     }
 
     async fn changed(&mut self) -> Result<()> {
@@ -101,6 +103,33 @@ impl Engine for Incus {
 }
 
 impl Incus {
+    /// Adds what users of the other servers have named, whose machines are not served.
+    async fn add_users_of_others(&self, users: &mut Users) -> Result<()> {
+        for path in SOCKETS.map(Path::new) {
+            if path == self.socket {
+                continue;
+            }
+            match socket::connect(path).await {
+                Ok(_) => {}
+                // Nobody listens there: one that was killed has left it.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    ) =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            let (instances, projects) = ask(path).await?;
+            users.any |= instances::are_restricted(&projects);
+            let links = instances::named_by_users(&instances, &projects);
+            users.links.extend(links);
+        }
+        Ok(())
+    }
+
     async fn follow(socket: &'static Path, stream: UnixStream) -> Result<Self> {
         #[derive(Deserialize)]
         struct Server {
@@ -172,6 +201,14 @@ fn is_change(told: Option<Result<Message, tokio_tungstenite::tungstenite::Error>
         Message::Binary(_) => true,
         _ => false,
     })
+}
+
+/// All instances and projects of a server. Projects first: of an instance whose project
+/// is not among them nothing is known, and it is not the other way round.
+async fn ask(socket: &Path) -> Result<(Vec<Instance>, Vec<Project>)> {
+    let projects = get(socket, "/1.0/projects?recursion=1").await?;
+    let instances = get(socket, "/1.0/instances?recursion=1&all-projects=true").await?;
+    Ok((instances, projects))
 }
 
 /// Asks for something, on a connection of its own.
