@@ -179,8 +179,11 @@ impl Known {
                     continue;
                 };
                 if self.may_have_made(source, since, there) {
-                    makers.0.entry(*ifindex).or_default().unsaid =
-                        Some(self.unsaid(source, since, now));
+                    let maker = makers.0.entry(*ifindex).or_default();
+                    // Who does not ask has no later answer to wait for.
+                    if self.asks || maker.user.is_none() {
+                        maker.unsaid = Some(self.unsaid(source, since, now));
+                    }
                 }
             }
         }
