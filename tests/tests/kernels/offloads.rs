@@ -36,7 +36,6 @@ const BYTES: &str = "60000";
 
 /// The oldest, which reads what is left another way than later ones, and the newest.
 #[test]
-#[ignore = "takes many minutes in emulation, and not all of 6.1's tunnels pass; run it by name with --ignored"]
 fn tunnels_tags_and_sctp_are_whole_with_offloads() -> Result<()> {
     let executable = suite("offloads")?;
     let mut kernels = kernels()?;
