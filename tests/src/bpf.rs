@@ -19,10 +19,23 @@ use crate::ns::Ns;
 const MAP_CREATE: i32 = 0;
 const MAP_LOOKUP_ELEM: i32 = 1;
 const PROG_LOAD: i32 = 5;
+const MAP_GET_NEXT_KEY: i32 = 4;
 const OBJ_PIN: i32 = 6;
+const OBJ_GET: i32 = 7;
+const PROG_GET_NEXT_ID: i32 = 11;
+const PROG_GET_FD_BY_ID: i32 = 13;
+const OBJ_GET_INFO_BY_FD: i32 = 15;
 const PROG_QUERY: i32 = 16;
 const LINK_CREATE: i32 = 28;
+const LINK_GET_FD_BY_ID: i32 = 30;
+const LINK_GET_NEXT_ID: i32 = 31;
+const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_PERCPU_HASH: u32 = 5;
+const MAP_TYPE_LRU_HASH: u32 = 9;
+const MAP_TYPE_LRU_PERCPU_HASH: u32 = 10;
+const MAP_TYPE_LPM_TRIE: u32 = 11;
+const MAP_TYPE_DEVMAP_HASH: u32 = 25;
 
 /// What a program is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,6 +254,126 @@ pub fn accept_xdp(ns: &Ns, interface: &str, pin: &Path) -> Result<Counter> {
     let pass = Counter::load(Kind::Xdp)?;
     pass.xdp(ns, interface, pin)?;
     Ok(pass)
+}
+
+/// Kinds of objects that the kernel lists by id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// Programs.
+    Program,
+    /// Links.
+    Link,
+}
+
+/// All objects of a kind that the kernel has, with their ids.
+pub fn objects(kind: Object) -> Result<Vec<(u32, OwnedFd)>> {
+    let (next, open) = match kind {
+        Object::Program => (PROG_GET_NEXT_ID, PROG_GET_FD_BY_ID),
+        Object::Link => (LINK_GET_NEXT_ID, LINK_GET_FD_BY_ID),
+    };
+    let mut found = Vec::new();
+    let mut id = 0;
+    loop {
+        let mut after = attribute(&[(0, id)], &[]);
+        match call(next, &mut after) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+            Err(error) => return Err(error).context("cannot list what the kernel has"),
+        }
+        id = word(&after, 4);
+        match descriptor(open, &mut attribute(&[(0, id)], &[])) {
+            Ok(object) => found.push((id, object)),
+            // Gone since.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error).context("cannot open what the kernel has"),
+        }
+    }
+}
+
+/// Ids of the maps that a program uses.
+pub fn program_maps(program: &OwnedFd) -> Result<Vec<u32>> {
+    let mut ids = vec![0_u32; 64];
+    // `nr_map_ids` and `map_ids` of `struct bpf_prog_info`.
+    let info = info(
+        program,
+        &[(52, ids.len().try_into()?)],
+        &[(56, ids.as_mut_ptr() as u64)],
+    )?;
+    ids.truncate(word(&info, 52) as usize);
+    Ok(ids)
+}
+
+/// Id of the program that a link is to.
+pub fn link_program(link: &OwnedFd) -> Result<u32> {
+    Ok(word(&info(link, &[], &[])?, 8))
+}
+
+/// Id of a map that is pinned.
+pub fn pinned_map_id(path: &Path) -> Result<u32> {
+    Ok(word(&info(&pinned(path)?, &[], &[])?, 4))
+}
+
+/// Number of entries of a map that is pinned; `None` where it always has the same number.
+pub fn map_entries(path: &Path) -> Result<Option<usize>> {
+    let map = pinned(path)?;
+    let info = info(&map, &[], &[])?;
+    let (kind, key_size) = (word(&info, 0), word(&info, 8) as usize);
+    const COUNTED: [u32; 6] = [
+        MAP_TYPE_HASH,
+        MAP_TYPE_PERCPU_HASH,
+        MAP_TYPE_LRU_HASH,
+        MAP_TYPE_LRU_PERCPU_HASH,
+        MAP_TYPE_LPM_TRIE,
+        MAP_TYPE_DEVMAP_HASH,
+    ];
+    if !COUNTED.contains(&kind) {
+        return Ok(None);
+    }
+    let (mut key, mut next) = (vec![0_u8; key_size], vec![0_u8; key_size]);
+    let mut entries = 0;
+    let mut before = 0;
+    loop {
+        let mut ask = attribute(
+            &[(0, map.as_raw_fd().cast_unsigned())],
+            &[(8, before), (16, next.as_mut_ptr() as u64)],
+        );
+        match call(MAP_GET_NEXT_KEY, &mut ask) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Some(entries)),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        }
+        entries += 1;
+        key.copy_from_slice(&next);
+        before = key.as_ptr() as u64;
+    }
+}
+
+fn pinned(path: &Path) -> Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    descriptor(OBJ_GET, &mut attribute(&[], &[(0, name.as_ptr() as u64)]))
+        .with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// `struct bpf_{prog,map,link}_info`, asked with these values at these offsets.
+fn info(object: &OwnedFd, words: &[(usize, u32)], longs: &[(usize, u64)]) -> Result<[u8; 128]> {
+    let mut info = attribute(words, longs);
+    let mut ask = attribute(
+        &[
+            (0, object.as_raw_fd().cast_unsigned()),
+            (4, info.len().try_into()?),
+        ],
+        &[(8, info.as_mut_ptr() as u64)],
+    );
+    call(OBJ_GET_INFO_BY_FD, &mut ask).context("the kernel says nothing about an object")?;
+    Ok(info)
+}
+
+fn word(bytes: &[u8; 128], offset: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[offset..offset + 4]);
+    u32::from_ne_bytes(word)
 }
 
 fn instruction(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> [u8; 8] {

@@ -48,8 +48,11 @@
 //! - [`Tmux`]: a terminal to look at and to type into.
 //! - [`habets_arping`]: a program whose package excludes another that is needed.
 //! - [`ping`], [`tcp`], [`udp`]: traffic whose payload is compared; [`Pinging`]: pings
-//!   that go on meanwhile; [`all_reachable`]:
+//!   that go on meanwhile; [`silent`]: who does not answer, of many; [`all_reachable`]:
 //!   everything to everything.
+//! - [`Canaries`]: numbered packets that go on meanwhile, every one answered; [`Crowd`]:
+//!   thousands of machines that come and go; [`Usage`]: what a data plane and its agent
+//!   hold, in numbers, and [`Trend`], whether these stay level.
 //! - [`Counter`]: a counting program of somebody else, by tcx, clsact or XDP.
 //!
 //! `/sys` stays the machine's own inside a namespace entered here, `/proc/sys/net` and
@@ -57,10 +60,13 @@
 
 mod agent;
 mod bpf;
+mod canary;
 mod capture;
 mod checksums;
 mod cmd;
+mod crowd;
 mod debian;
+mod echo;
 mod habets;
 mod kernels;
 mod lab;
@@ -72,6 +78,7 @@ mod snapshot;
 mod tmux;
 mod traffic;
 mod tuntap;
+mod usage;
 pub mod vnet;
 mod workdir;
 
@@ -82,9 +89,12 @@ use std::{
 
 pub use agent::{Agent, Attached, Mode, READY, ready_for};
 pub use bpf::{Counter, Direction, Kind, Program, accept_xdp, tcx_programs};
+pub use canary::{Canaries, Stream, Tally};
 pub use capture::{Capture, Tcpdump, send_frame, send_frames, write_pcap};
 pub use checksums::Checksums;
 pub use cmd::{Cmd, LIMIT, Output, Process};
+pub use crowd::{Crowd, SLOTS};
+pub use echo::silent;
 pub use habets::habets_arping;
 pub use kernels::{Guest, Kernel, Report};
 pub use lab::{
@@ -101,6 +111,7 @@ pub use traffic::{
     STALL, all_reachable, fetch, pattern, ping, ping_sized, serve, tcp, udp, unreachable, wait_ping,
 };
 pub use tuntap::{Offload, TapWire, Undone};
+pub use usage::{Trend, Usage};
 pub use workdir::{Workdir, remount, remove as remove_folder, remove_all as remove_folders};
 
 /// Makes two tests of each function that takes a [`Mode`]: `tc::NAME` and `xdp::NAME`.

@@ -20,6 +20,7 @@ mod named_tests;
 mod protocol;
 mod run;
 mod setup;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Fuzzes the attached data plane with all that senders can say beside their frames
     FuzzLive(fuzz_live::Args),
+    /// Has thousands of machines come and go, and shows by the minute what that takes
+    Soak(soak::Args),
     /// Runs the benchmarks
     Bench(bench::Args),
     /// Draws the pictures of `top` that README.md shows
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Verb::Differential(args) => differential::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::FuzzLive(args) => fuzz_live::run(args),
+        Verb::Soak(args) => soak::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Captures(args) => captures::run(args),
         Verb::Dist(args) => dist::run(args),
