@@ -11,12 +11,16 @@ pub mod offload;
 pub mod past;
 pub mod reply;
 
-use self::offload::{Judged, Open, Said};
+use self::{
+    forward::Header as _,
+    offload::{Judged, Open, Said},
+};
 use crate::abi::{Endpoint, HOST, NOBODY, Owner, Uplink, endpoint_flag};
 use crate::tables::Tables;
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::{Action, Reason, Verdict};
 use crate::wire::{
-    EthHdr, Frame, Ip6, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, ether_type, ndp::kind, protocol,
+    EthHdr, Frame, Ip6, Ipv4Hdr, Ipv6Hdr, L3, L4_V6, ether_type, is_link_local6, is_unspecified6,
+    ndp::kind, protocol,
 };
 
 /// What a hook knows of a frame besides its bytes.
@@ -78,8 +82,14 @@ where
             forward::inbound::<Ipv4Hdr, F, T>(frame, meta, forward::Origin::Network, tables)
         }
         ether_type::IPV6 => match nd_type(frame) {
-            kind::SOLICITATION => ndp::uplink(frame, &eth, meta, uplink, tables),
-            kind::ADVERTISEMENT => ndp::uplink_advertisement(frame, &eth, uplink, tables),
+            kind::SOLICITATION => {
+                let verdict = ndp::uplink(frame, &eth, meta, uplink, tables);
+                stacks(frame, verdict, true, tables)
+            }
+            kind::ADVERTISEMENT => {
+                let verdict = ndp::uplink_advertisement(frame, &eth, uplink, tables);
+                stacks(frame, verdict, false, tables)
+            }
             _ if eth.dst_addr == uplink.mac => {
                 forward::inbound::<Ip6, F, T>(frame, meta, forward::Origin::Network, tables)
             }
@@ -87,6 +97,31 @@ where
         },
         ether_type::IPV4 => Verdict::pass(Reason::NotForUs),
         _ => Verdict::pass(Reason::OtherProtocol),
+    }
+}
+
+/// Neighbor discovery that is left to the stack. One with a machine's address as its
+/// destination the stack may forward, to the port or by the uplink again, and IPv6 in
+/// Linux takes hardly any source amiss: row F7 holds here as well. Solicitations from the
+/// unspecified address (row N4) and link-local ones get no further (`ip6_forward`).
+#[inline(always)]
+fn stacks<'a, F, T>(frame: &F, verdict: Verdict<'a>, solicits: bool, tables: &T) -> Verdict<'a>
+where
+    F: Frame + ?Sized,
+    T: Tables,
+{
+    let Some(ip) = Ip6::read(frame) else {
+        return verdict;
+    };
+    let stays = solicits && (is_unspecified6(&ip.source) || is_link_local6(&ip.source));
+    if !matches!(verdict.action, Action::Pass) || stays || !ip.is_martian(tables) {
+        return verdict;
+    }
+    let owner = tables.owner6(&ip.destination);
+    if is_machine(owner) {
+        Verdict::drop(Reason::MartianSource, owner)
+    } else {
+        verdict
     }
 }
 

@@ -463,7 +463,7 @@ fn advertisements() -> Vec<Row> {
     let at = At::Uplink;
     let web = ip6(WEB);
     let claim = advertisement(web, OTHER_STATION, ALL_NODES, ALL_NODES_MAC, O);
-    vec![
+    let mut rows = vec![
         Row::pass(
             "N9 for an owned address (RFC 4862 5.4.4)",
             at,
@@ -488,6 +488,76 @@ fn advertisements() -> Vec<Row> {
             at,
             cut(claim.frame(), 77),
             Reason::Malformed,
+        ),
+    ];
+    rows.extend(forwarded());
+    rows
+}
+
+/// What the stack would forward to a machine (F7).
+fn forwarded() -> Vec<Row> {
+    let at = At::Uplink;
+    let web = ip6(WEB);
+    let says = |source| Icmp6 {
+        source,
+        ..advertisement(ASKER6, ASKER, web, UPLINK, S | O)
+    };
+    let asks = |source| Icmp6 {
+        source,
+        destination: web,
+        destination_mac: UPLINK,
+        ..solicitation(ASKER6, ASKER6, ASKER, &option(1, ASKER))
+    };
+    let drop = |name, frame| Row::drop(name, at, frame, Reason::MartianSource, WEB);
+    let mapped = *b"\0\0\0\0\0\0\0\0\0\0\xff\xff\xc0\0\x02\x01";
+    vec![
+        drop(
+            "F7 advertisement to a machine from nowhere",
+            says([0; 16]).frame(),
+        ),
+        drop(
+            "F7 advertisement to a machine, link-local",
+            says(guest_link_local(9)).frame(),
+        ),
+        drop(
+            "F7 advertisement to a machine from a machine's",
+            says(ip6(DB)).frame(),
+        ),
+        drop(
+            "F7 advertisement to a machine from the host's",
+            says(HOST6).frame(),
+        ),
+        drop(
+            "F7 advertisement to a machine, IPv4-mapped",
+            says(mapped).frame(),
+        ),
+        drop(
+            "F7 advertisement to a machine from the host's, truncated",
+            cut(says(HOST6).frame(), 60),
+        ),
+        drop(
+            "F7 solicitation to a machine from the host's",
+            asks(HOST6).frame(),
+        ),
+        drop(
+            "F7 solicitation to a machine, IPv4-mapped",
+            asks(mapped).frame(),
+        ),
+        drop(
+            "F7 solicitation to a machine from the host's, truncated",
+            cut(asks(HOST6).frame(), 60),
+        ),
+        Row::pass(
+            "F7 advertisement to a machine from a station's",
+            at,
+            says(ASKER6).frame(),
+            Reason::ForHost,
+        ),
+        Row::pass(
+            "F7 solicitation to a machine from a station's",
+            at,
+            asks(ASKER6).frame(),
+            Reason::NotOwned,
         ),
     ]
 }
