@@ -21,7 +21,7 @@ use crate::{build, setup};
 /// Machines that go, and come, at once.
 const BURST: usize = 20;
 /// How many of them are away at a time.
-const AWAY: usize = 100;
+const AWAY: usize = 60;
 /// How long a machine that has come may be without service.
 const SERVED: Duration = Duration::from_secs(30);
 /// Time between two packets of a stream.
@@ -100,7 +100,7 @@ fn soak(args: &Args) -> Result<Vec<String>> {
     let start = Instant::now();
     let end = start + Duration::from_secs(60 * args.minutes);
     let mut rows = Vec::new();
-    let (mut visits, mut unserved) = (0_u64, Vec::new());
+    let (mut comings, mut visits, mut unserved) = (0_u64, 0_u64, Vec::new());
     let mut due = start;
     loop {
         let now = Instant::now();
@@ -108,12 +108,18 @@ fn soak(args: &Args) -> Result<Vec<String>> {
             // Everybody is there, so that numbers of rows can be compared.
             while let Some(numbers) = population.come(BURST) {
                 come(&lab, &crowd, &numbers)?;
+                comings += numbers.len() as u64;
                 pace.rest()?;
             }
             settle(&lab, count)?;
             let usage = Usage::take(&lab.host, &lab.pins(), UPLINK, Some(agent.id()))?;
             let tally = canaries.so_far();
-            row(start, &usage, &tally, visits, unserved.len())?;
+            row(
+                start,
+                &usage,
+                &tally,
+                [comings, visits, unserved.len() as u64],
+            )?;
             rows.push(usage);
             if now >= end {
                 break;
@@ -124,6 +130,7 @@ fn soak(args: &Args) -> Result<Vec<String>> {
         if population.away() >= AWAY {
             let numbers = population.come(BURST).context("somebody is away")?;
             come(&lab, &crowd, &numbers)?;
+            comings += numbers.len() as u64;
             let addresses: Vec<IpAddr> = numbers
                 .iter()
                 .flat_map(|&number| Crowd::addresses(number))
@@ -342,8 +349,7 @@ fn row(
     start: Instant,
     usage: &Usage,
     tally: &netspawn_tests::Tally,
-    visits: u64,
-    unserved: usize,
+    [comings, visits, unserved]: [u64; 3],
 ) -> Result<()> {
     let minutes = start.elapsed().as_secs_f64() / 60.0;
     let numbers: Vec<String> = usage
@@ -352,7 +358,7 @@ fn row(
         .map(|(name, value)| format!("{}={value}", name.replace(' ', ":")))
         .collect();
     say(&format!(
-        "{minutes:6.1} min  {}  visits={visits} unserved={unserved} sent={} lost={}",
+        "{minutes:6.1} min  {}  comings={comings} visits={visits} unserved={unserved} sent={} lost={}",
         numbers.join(" "),
         tally.sent,
         tally.lost
