@@ -175,15 +175,13 @@ fn name(id: Owner) -> &'static str {
 
 /// What a machine has, as `world` says.
 fn spec(id: Owner) -> Spec {
-    let mut spec = Spec::new(name(id))
-        .address(&v4(world::ip4(id)).to_string())
-        .address(&v6(world::ip6(id)).to_string());
-    if id == WEB {
-        spec = spec.address("198.18.0.0/24").address("2001:db8:1::/64");
-    }
-    if id == DB {
-        spec = spec.address("198.18.0.128/25").address("2001:db8:1::5");
-    }
+    let four = world::prefixes4().into_iter().filter(|one| one.2 == id);
+    let six = world::prefixes6().into_iter().filter(|one| one.2 == id);
+    let four = four.map(|(address, length, _)| format!("{}/{length}", v4(address)));
+    let six = six.map(|(address, length, _)| format!("{}/{length}", v6(address)));
+    let spec = four
+        .chain(six)
+        .fold(Spec::new(name(id)), |spec, prefix| spec.address(&prefix));
     if id == ACME {
         spec.tenant("acme")
     } else {
