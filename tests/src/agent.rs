@@ -77,7 +77,7 @@ pub fn ready_for(lab: &Lab, mode: Mode) -> Result<()> {
 }
 
 /// How long an attach may take until it is ready.
-pub const READY: Duration = Duration::from_secs(20);
+pub const READY: Duration = Duration::from_secs(90);
 
 /// A `netspawn-xdp attach` that said it is ready. Killed with SIGKILL when dropped,
 /// which leaves the data plane in place.

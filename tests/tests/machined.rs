@@ -631,7 +631,7 @@ fn agent_starts_at_once_without_a_bus() -> Result<()> {
     // There may be one on the machine the test runs on.
     let missing = lab.dir().join("no-bus");
     let (took, words) = attach_with_bus(&lab, &missing)?;
-    ensure!(took < Duration::from_secs(1), "it took {took:?}\n{words}");
+    ensure!(took < Duration::from_secs(5), "it took {took:?}\n{words}");
     let said = words.matches("systemd-machined is not followed").count();
     ensure!(said == 1, "{words}");
     ping(&lab.net, lab.machine("web").v4())
@@ -643,7 +643,8 @@ fn agent_starts_soon_with_a_bus_that_does_not_answer() -> Result<()> {
     let bus = lab.dir().join("bus");
     let _listener = UnixListener::bind(&bus)?;
     let (took, words) = attach_with_bus(&lab, &bus)?;
-    ensure!(took < Duration::from_secs(3), "it took {took:?}\n{words}");
+    // A call on the bus is waited for 25 s by most.
+    ensure!(took < Duration::from_secs(10), "it took {took:?}\n{words}");
     ping(&lab.net, lab.machine("web").v4())
 }
 

@@ -50,10 +50,11 @@ fn bond_failover(series: &str) -> Result<()> {
     for address in ["203.0.113.2", "2001:db8::2"] {
         let lost = figures(&report, &format!("lost-{address}"))?;
         ensure!(lost.len() == 2, "{address}: {lost:?}");
-        // One in 50 ms; which one is under way at the moment is chance.
+        // One in 50 ms. The kernel tells of the host's own at once, the agent when it gets
+        // the processor, which is emulated here.
         for (lost, own) in lost.iter().zip(&own) {
             ensure!(
-                *lost <= own + 2.0,
+                *lost <= own + 10.0,
                 "{address}: {lost} lost, of the host's own {own}"
             );
         }
