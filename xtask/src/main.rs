@@ -13,6 +13,7 @@ mod ebpf;
 mod engines;
 mod fuzz;
 mod fuzz_live;
+mod injection;
 mod kernels;
 mod lab;
 mod links;
@@ -51,6 +52,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Fuzzes the attached data plane with all that senders can say beside their frames
     FuzzLive(fuzz_live::Args),
+    /// Has every system call that may fail do so once, and the program killed at it
+    Faults(injection::Args),
     /// Has thousands of machines come and go, and shows by the minute what that takes
     Soak(soak::Args),
     /// Runs the benchmarks
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Verb::Differential(args) => differential::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::FuzzLive(args) => fuzz_live::run(args),
+        Verb::Faults(args) => injection::run(args),
         Verb::Soak(args) => soak::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Captures(args) => captures::run(args),
