@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod captures;
+mod churn;
 mod ci;
 mod demo;
 mod differential;
@@ -54,6 +55,8 @@ enum Verb {
     FuzzLive(fuzz_live::Args),
     /// Has every system call that may fail do so once, and the program killed at it
     Faults(injection::Args),
+    /// Has links of hundreds of machines change in every way, against a model
+    Churn(churn::Args),
     /// Has thousands of machines come and go, and shows by the minute what that takes
     Soak(soak::Args),
     /// Runs the benchmarks
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::FuzzLive(args) => fuzz_live::run(args),
         Verb::Faults(args) => injection::run(args),
+        Verb::Churn(args) => churn::run(args),
         Verb::Soak(args) => soak::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Captures(args) => captures::run(args),
