@@ -257,8 +257,9 @@ impl World {
         let last = Usage::take(&self.lab.host, &self.lab.pins(), UPLINK, Some(agent.id()))?;
         for (name, before) in &self.first.0 {
             let now = last.get(name);
-            // Memory has another suite, drops are counted for as long as there are machines.
-            let noisy = ["rss", "map drops", "threads"].contains(&name.as_str());
+            // Memory has another suite, drops are counted for as long as there are machines,
+            // and stations are the network's.
+            let noisy = ["rss", "threads", "map drops", "map stations"].contains(&name.as_str());
             ensure!(
                 noisy || now <= *before,
                 "{name} was {before} and is {now} when all have gone"
