@@ -149,31 +149,15 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         }
     };
     if settings.once {
-        let (desired, host) = settled(&mut plane, desired, host, |host, plane| {
-            let snapshot = source::now(
-                &global.config_dir,
-                &global.run_dir,
-                &settings.sources,
-                host,
-                true,
-            );
-            plane.sync(&Wanted {
-                snapshot: &snapshot,
-                host,
-                policy: &config.policy,
-                deadline: agent::deadline(),
-            })
-        })?;
-        problems.extend(desired.problems.iter().map(ToString::to_string));
-        let line = agent::ready_line(&mut plane, &desired, &host)?;
-        output::print(&format!("{line}\n"))?;
-        let served = Served::of(plane.state(), Some(&host));
-        announce::once(plane.key(), plane.found().clone(), served)
-            .context("cannot announce addresses")?;
+        match once(global, &config, &settings, &mut plane, desired, host) {
+            Ok(left) => problems.extend(left),
+            Err(error) => problems.push(format!("{ATTACHED}: {error:#}")),
+        }
         return Ok(Attempt::Ended(Outcome::of(problems)));
     }
-    runtime.block_on(async {
-        let agent = Agent::new(
+    run_dir.claim(&settings.sources).context(ATTACHED)?;
+    let agent = runtime
+        .block_on(Agent::new(
             global,
             plane,
             lock,
@@ -181,16 +165,50 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
             config.policy,
             &settings.sources,
             listener,
-        )
-        .await?;
-        agent
-            .run(|line| output::print(&format!("{line}\n")), hangup.came())
-            .await
-    })?;
+        ))
+        .context(ATTACHED)?;
+    runtime.block_on(agent.run(|line| output::print(&format!("{line}\n")), hangup.came()))?;
     if let Some(words) = revert.and_then(Started::reverted) {
         bail!(words);
     }
     Ok(Attempt::Ended(Outcome::Done))
+}
+
+/// What is said before an error that does not undo what is attached.
+const ATTACHED: &str = "what is attached stays attached, but not all is done";
+
+/// What is done for uplinks that have been attached when nobody follows. Returns what is wrong
+/// with the machines.
+fn once(
+    global: &Global,
+    config: &Config,
+    settings: &AttachSettings,
+    plane: &mut Plane,
+    desired: registry::Desired,
+    host: &Host,
+) -> Result<Vec<String>> {
+    RunDir::new(&global.run_dir).claim(&settings.sources)?;
+    let (desired, host) = settled(plane, desired, host, |host, plane| {
+        let snapshot = source::now(
+            &global.config_dir,
+            &global.run_dir,
+            &settings.sources,
+            host,
+            true,
+        );
+        plane.sync(&Wanted {
+            snapshot: &snapshot,
+            host,
+            policy: &config.policy,
+            deadline: agent::deadline(),
+        })
+    })?;
+    let line = agent::ready_line(plane, &desired, &host)?;
+    output::print(&format!("{line}\n"))?;
+    let served = Served::of(plane.state(), Some(&host));
+    announce::once(plane.key(), plane.found().clone(), served)
+        .context("cannot announce addresses")?;
+    Ok(desired.problems.iter().map(ToString::to_string).collect())
 }
 
 /// How long a link may take to come up that was set up at one end.
@@ -280,7 +298,6 @@ fn attach(
             deadline: agent::deadline(),
         },
     )?;
-    RunDir::new(&global.run_dir).claim(&settings.sources)?;
     let faults = snapshot.problems.iter().map(ToString::to_string).collect();
     Ok((plane, desired, faults))
 }
