@@ -174,10 +174,11 @@ impl World {
             let injected = strace::injected(&trace);
             self.judge(case, &output, injected).with_context(|| {
                 format!(
-                    "{} at {injected:?}\n{}{}",
+                    "{} at {injected:?}\n{}{}{:?}",
                     output.code(),
                     output.stdout,
-                    output.stderr
+                    output.stderr,
+                    self.lab.output("list")
                 )
             })?;
             Verdict {
@@ -314,7 +315,7 @@ impl World {
         let mut words: Vec<String> = Vec::new();
         if !traced.is_empty() {
             // By seccomp other calls are not slowed down.
-            words.extend(["strace", "-f", "--seccomp-bpf", "-qq", "-o"].map(str::to_owned));
+            words.extend(["strace", "-f", "--seccomp-bpf", "-q", "-o"].map(str::to_owned));
             words.push(self.trace.display().to_string());
             for option in traced {
                 words.extend(["-e".to_owned(), (*option).to_owned()]);
@@ -561,8 +562,9 @@ impl World {
     fn look(&self) -> Result<BTreeSet<String>> {
         let mut found = BTreeSet::new();
         for folder in [self.lab.run_dir(), self.lab.bpffs()] {
-            let files = files(&folder)?;
-            found.extend(files.iter().map(|path| path.display().to_string()));
+            // Directories for machines and containers stay once they have been made.
+            let files = files(&folder)?.into_iter().filter(|path| !path.is_dir());
+            found.extend(files.map(|path| path.display().to_string()));
         }
         for line in self.lab.host.run("tc qdisc show")?.lines() {
             if line.contains("ingress") || line.contains("clsact") {
