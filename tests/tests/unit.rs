@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use netspawn_tests::{
-    GATEWAY4, GATEWAY6, HOST0, HOST4, HOST6, LAN, Ns, SystemdHost, UPLINK, silent, wait_until,
+    GATEWAY4, GATEWAY6, HOST0, HOST6, LAN, Ns, SystemdHost, UPLINK, silent, wait_until,
 };
 use serde_json::Value;
 
@@ -103,6 +103,17 @@ impl Boxed {
         Ok(())
     }
 
+    /// Waits until networkd has given the uplink its addresses again.
+    fn configured(&self) -> Result<()> {
+        let addresses = format!("ip -6 addr show dev {UPLINK} scope global -tentative");
+        let configured = wait_until(SOON, || {
+            let found = self.system.host.run(&addresses);
+            found.is_ok_and(|text| text.contains(&HOST6.to_string()))
+        });
+        ensure!(configured, "networkd leaves {UPLINK} as it is");
+        Ok(())
+    }
+
     /// Groups of which the uplink is a member, as the kernel has them.
     fn groups(&self, uplink: &str) -> Result<bool> {
         let groups = self
@@ -134,9 +145,9 @@ impl Boxed {
         self.answer()?;
         let output = self.system.xdp("detach")?;
         ensure!([0, 3].contains(&output.code()), "{output:?}");
-        let left = self
-            .system
-            .shell("tc qdisc show | grep -E 'ingress|clsact'; ls /sys/fs/bpf; true")?;
+        let left = self.system.shell(
+            "tc qdisc show | grep -E 'ingress|clsact'; ls /sys/fs/bpf | grep netspawn; true",
+        )?;
         ensure!(left.is_empty(), "{left}");
         Ok(())
     }
@@ -186,13 +197,10 @@ fn queries_are_read_and_groups_are_reported() -> Result<()> {
     for line in [
         format!("link set {UPLINK} down"),
         format!("link set {UPLINK} up"),
-        format!("addr replace {HOST4}/24 dev {UPLINK}"),
-        format!("addr replace {HOST6}/64 dev {UPLINK}"),
-        format!("route replace default via {GATEWAY4} dev {UPLINK}"),
-        format!("route replace default via {GATEWAY6} dev {UPLINK}"),
     ] {
         on.system.host.run(&format!("ip {line}"))?;
     }
+    on.configured()?;
     let joined = wait_until(SOON, || on.groups(UPLINK).unwrap_or(false));
     ensure!(joined, "{}", on.words());
     on.answer()?;
@@ -225,13 +233,7 @@ fn renamed_and_deleted_uplinks_are_followed() -> Result<()> {
         on.system.net.run(&format!("ip {line}"))?;
     }
     on.wait_uplink(UPLINK)?;
-    let configured = wait_until(SOON, || {
-        host.run(&format!(
-            "ip -6 addr show dev {UPLINK} scope global -tentative"
-        ))
-        .is_ok_and(|text| text.contains(&HOST6.to_string()))
-    });
-    ensure!(configured, "networkd leaves {UPLINK} as it is");
+    on.configured()?;
     on.answer()?;
     on.end()
 }
