@@ -464,3 +464,20 @@ fn directory_that_is_gone_withdraws_nobody() -> Result<()> {
     ensure!(agent.running());
     Ok(())
 }
+
+#[test]
+fn detach_finds_guards_whose_pins_are_gone() -> Result<()> {
+    let lab = Lab::usual()?;
+    lab.output(&ONCE.join(" "))?.success()?;
+    fs::remove_dir_all(lab.pins())?;
+    let output = lab.output("detach")?;
+    ensure!(
+        output.code() == 0 && output.stderr.contains("guards of 3 ports"),
+        "{output:?}"
+    );
+    let guards = lab.host.run("tc qdisc show")?;
+    ensure!(!guards.contains("ingress_block"), "{guards}");
+    let output = lab.output("detach")?;
+    ensure!(output.stderr.contains("nothing is attached"), "{output:?}");
+    Ok(())
+}

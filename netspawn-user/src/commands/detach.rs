@@ -36,7 +36,15 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
         if let Some(name) = args.uplinks.first() {
             bail!("{name} is not attached; nothing is");
         }
-        tracing::info!("nothing is attached");
+        match Plane::remove_guards(&global.bpf_dir)? {
+            0 => tracing::info!("nothing is attached"),
+            ports => {
+                run_dir.clear();
+                tracing::info!(
+                    "the guards of {ports} ports are taken off; nothing else was attached any more"
+                );
+            }
+        }
         revert::settle(global);
         return Ok(Outcome::Done);
     }
@@ -84,6 +92,8 @@ pub fn run(global: &Global, args: &DetachArgs) -> Result<Outcome> {
             )?
         }
         Ok(None) => Vec::new(),
+        // What cannot be opened now is not all to be taken away for it.
+        Err(error) if !args.uplinks.is_empty() => return Err(error),
         Err(error) => {
             tracing::warn!("{error:#}");
             Plane::remove_remains(&global.bpf_dir)?;

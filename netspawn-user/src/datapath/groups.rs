@@ -19,7 +19,7 @@ use netspawn_ebpf::{
     wire::Mac,
 };
 
-use super::{pins::Pins, uplinks::exists};
+use super::{pins::Pins, twice, uplinks::exists};
 use crate::{
     model::DisplayMac,
     net::{interface, multicast, netlink::Netlink},
@@ -173,16 +173,16 @@ pub fn mend(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Res
 /// each is a line. An interface that is gone took everything along.
 pub fn put_back(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) -> Vec<String> {
     let mut failed = Vec::new();
-    let records = match pins.records(name) {
+    let records = match twice(|| pins.records(name)) {
         Ok(records) => records,
         Err(error) => return vec![format!("{error:#}")],
     };
     for record in records {
         let result = if let Some(group) = group_of(&record, GROUP) {
-            multicast::leave(ifindex, group).map(drop)
+            twice(|| multicast::leave(ifindex, group)).map(drop)
         } else if let Some(group) = group_of(&record, REPORTED) {
             let group = address_of(group);
-            multicast::leave_reported(netlink, ifindex, group).map(|left| {
+            twice(|| multicast::leave_reported(netlink, ifindex, group)).map(|left| {
                 if !left {
                     failed.push(format!(
                         "{name}: the kernel stays a member of {group}, because the link was set \
@@ -191,18 +191,19 @@ pub fn put_back(pins: &Pins, netlink: &mut Netlink, name: &str, ifindex: u32) ->
                 }
             })
         } else if record == ALL_MULTICAST {
-            multicast::set_allmulti(netlink, ifindex, false)
+            twice(|| multicast::set_allmulti(netlink, ifindex, false))
         } else {
             continue;
         };
         failed.extend(result.err().map(|error| error.to_string()));
     }
-    match exists(ifindex) {
+    match twice(|| exists(ifindex)) {
         Ok(true) => {}
         Ok(false) => failed.clear(),
         Err(error) => failed.push(format!("{error:#}")),
     }
-    failed.extend(forget(pins, name).err().map(|error| format!("{error:#}")));
+    let forgotten = twice(|| forget(pins, name));
+    failed.extend(forgotten.err().map(|error| format!("{error:#}")));
     failed
 }
 

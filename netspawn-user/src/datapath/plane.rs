@@ -26,7 +26,7 @@ use super::{
     pins::{self, Pins},
     raise,
     reader::Size,
-    upgrade,
+    twice, upgrade,
 };
 use crate::{
     cli::Mode,
@@ -630,7 +630,7 @@ impl Plane {
         for ifindex in left {
             // Given back to the host, unless it is gone.
             self.guarded.remove(&ifindex);
-            match self.ports.remove(ifindex) {
+            match twice(|| self.ports.remove(ifindex)) {
                 Ok(_) => {
                     found.remove(&ifindex);
                 }
@@ -654,7 +654,8 @@ impl Plane {
         }
         let groups = Groups::of(&self.state);
         for (ifindex, name) in &uplinks {
-            let result = groups::sync(&self.pins, &mut self.netlink, name, *ifindex, &groups);
+            let result =
+                twice(|| groups::sync(&self.pins, &mut self.netlink, name, *ifindex, &groups));
             refused.extend(result.err().map(|error| problem(format!("{error:#}"))));
         }
         self.unfinished = !refused.is_empty();
@@ -852,17 +853,13 @@ impl Plane {
             .iter()
             .map(|(hook, path)| (*hook, path.as_path()))
             .collect();
-        if let Err(errors) = self.uplinks.detach(ifindex, &links) {
+        if let Err(errors) = twice(|| self.uplinks.detach(ifindex, &links)) {
             failed.extend(errors.0.iter().map(ToString::to_string));
         }
         let put_back = groups::put_back(&self.pins, &mut self.netlink, name, ifindex);
         failed.extend(put_back);
-        failed.extend(
-            self.pins
-                .remove_uplink(name)
-                .err()
-                .map(|error| format!("{error:#}")),
-        );
+        let removed = twice(|| self.pins.remove_uplink(name));
+        failed.extend(removed.err().map(|error| format!("{error:#}")));
         let kept = self.kept.keep_records(&self.pins);
         failed.extend(kept.err().map(|error| format!("{error:#}")));
         failed
@@ -920,7 +917,7 @@ impl Plane {
         // With its descriptors, of which there may be too few.
         self.kept = Kept::default();
         let mut failed = Vec::new();
-        match recorded(&self.pins) {
+        match twice(|| recorded(&self.pins)) {
             Ok(uplinks) => {
                 for (name, ifindex) in uplinks {
                     failed.extend(self.take_off(&name, ifindex));
@@ -928,16 +925,12 @@ impl Plane {
             }
             Err(error) => failed.push(format!("{error:#}")),
         }
-        if let Err(errors) = self.ports.remove_all() {
+        if let Err(errors) = twice(|| self.ports.remove_all()) {
             failed.extend(errors.0.iter().map(ToString::to_string));
         }
         failed.extend(raise::lower(&self.pins, &mut self.netlink));
-        failed.extend(
-            self.pins
-                .remove_all()
-                .err()
-                .map(|error| format!("{error:#}")),
-        );
+        let removed = twice(|| self.pins.remove_all());
+        failed.extend(removed.err().map(|error| format!("{error:#}")));
         failed
     }
 
@@ -947,19 +940,33 @@ impl Plane {
         let mut uplinks = Uplinks::open()?;
         let mut netlink = Netlink::open()?;
         let mut failed = Vec::new();
-        for (name, ifindex) in recorded(pins)? {
+        for (name, ifindex) in twice(|| recorded(pins))? {
             let folder = pins.uplink(&name);
             for (hook, file) in LINKS {
-                uplinks.detach(ifindex, &[(hook, &folder.join(file))])?;
+                twice(|| uplinks.detach(ifindex, &[(hook, &folder.join(file))]))?;
             }
             failed.extend(groups::put_back(pins, &mut netlink, &name, ifindex));
         }
-        Ports::open(&pins.ports())?.remove_all()?;
+        let mut ports = Ports::open(&pins.ports())?;
+        twice(|| ports.remove_all())?;
         failed.extend(raise::lower(pins, &mut netlink));
         for failure in failed {
             tracing::warn!("{failure}");
         }
-        pins.remove_all()
+        twice(|| pins.remove_all())
+    }
+
+    /// Takes off the guards of a data plane whose pins are gone; how many ports had one.
+    ///
+    /// # Errors
+    /// When the kernel does not tell, or a guard cannot be taken off.
+    pub fn remove_guards(bpf_dir: &Path) -> Result<usize> {
+        let mut ports = Ports::open(&Pins::new(bpf_dir).ports())?;
+        let guarded = ports.states()?.len();
+        if guarded > 0 {
+            twice(|| ports.remove_all())?;
+        }
+        Ok(guarded)
     }
 
     /// Takes away what can be found when the maps cannot be opened any more.

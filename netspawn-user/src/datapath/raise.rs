@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::pins::Pins;
+use super::{pins::Pins, twice};
 use crate::{
     gone,
     model::Host,
@@ -69,13 +69,13 @@ pub fn raise(
 /// Sets down what was set up, unless networkd looks after it. Goes on after
 /// failures; each is a line.
 pub fn lower(pins: &Pins, netlink: &mut Netlink) -> Vec<String> {
-    let recorded = match pins.raised_ports() {
+    let recorded = match twice(|| pins.raised_ports()) {
         Ok(recorded) => recorded,
         Err(error) => return vec![format!("{error:#}")],
     };
     let mut failed = Vec::new();
     for (ifindex, name) in recorded {
-        if let Err(error) = lower_one(netlink, ifindex, &name) {
+        if let Err(error) = twice(|| lower_one(netlink, ifindex, &name)) {
             failed.push(format!("cannot set {name} down again: {error:#}"));
         }
     }
