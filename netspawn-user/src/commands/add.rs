@@ -54,7 +54,12 @@ pub fn run(global: &Global, args: &AddArgs, plane: &dyn DataPlane) -> anyhow::Re
                 None => fs::remove_file(&path),
             };
             Err(error.context(match undone {
-                Ok(()) => format!("machine {} is not added", args.name),
+                Ok(()) => {
+                    // What was done before the failure is undone as well; where that fails
+                    // too, for the same reason, the next sync does it.
+                    let _ = plane.apply();
+                    format!("machine {} is not added", args.name)
+                }
                 Err(undone) => format!(
                     "machine {} is declared in {} (which cannot be undone: {undone}), but not \
                      served",
@@ -87,6 +92,7 @@ fn tell(name: &str, path: &Path, applied: &Applied) -> Outcome {
         .iter()
         .filter(|problem| problem.path == path)
         .map(ToString::to_string)
+        .chain(applied.left())
         .collect();
     if !rest.is_empty() {
         return Outcome::Partly(rest);

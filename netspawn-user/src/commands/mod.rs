@@ -121,6 +121,15 @@ impl View {
     }
 }
 
+impl Applied {
+    /// What could not be done in the data plane, whose machine it may be.
+    fn left(&self) -> impl Iterator<Item = String> {
+        let problems = self.problems.iter();
+        let left = problems.filter(|problem| problem.path.as_os_str().is_empty());
+        left.map(ToString::to_string)
+    }
+}
+
 /// What [`DataPlane::apply`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {

@@ -150,7 +150,7 @@ fn add_that_cannot_be_applied_changes_nothing() {
 #[test]
 fn remove_says_what_declares_it_still() {
     let dirs = dirs();
-    let plane = fake();
+    let mut plane = fake();
     let args = RemoveArgs {
         name: "web".to_owned(),
     };
@@ -160,6 +160,19 @@ fn remove_says_what_declares_it_still() {
         Outcome::Done
     );
     assert!(remove::run(&dirs.global, &args, &plane).is_err());
+
+    // Served still, because that one was cut short.
+    add::run(&dirs.global, &web(), &plane).unwrap();
+    let snapshot = declarations(&dirs.global, &plane.view);
+    plane.view.held = plane.view.resolve(&snapshot).state;
+    plane.fail.set(true);
+    remove::run(&dirs.global, &args, &plane).unwrap_err();
+    plane.fail.set(false);
+    assert_eq!(
+        remove::run(&dirs.global, &args, &plane).unwrap(),
+        Outcome::Done
+    );
+    plane.view.held = State::default();
 
     add::run(&dirs.global, &web(), &plane).unwrap();
     std::fs::create_dir_all(dirs.root.path().join("etc/machines")).unwrap();

@@ -402,6 +402,8 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 /// What became of a machine whose file in RUNDIR is deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
+    /// Nothing declared it.
+    Unknown,
     /// Nothing declares it any more.
     Withdrawn,
     /// This file in CONFIGDIR declares it still.
@@ -411,7 +413,7 @@ pub enum Removed {
 /// Deletes `RUNDIR/machines/NAME.toml`.
 ///
 /// # Errors
-/// When there is none, naming what to edit instead, or it cannot be deleted.
+/// When another file declares it, which is named, or it cannot be deleted.
 pub fn remove_machine(run_dir: &Path, config_dir: &Path, name: &str) -> anyhow::Result<Removed> {
     let path = machine_path(run_dir, name);
     let configured = machine_path(config_dir, name);
@@ -424,12 +426,7 @@ pub fn remove_machine(run_dir: &Path, config_dir: &Path, name: &str) -> anyhow::
              file",
             configured.display()
         ),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
-            "no machine {name} is declared: there is neither {} nor {}; `netspawn-xdp list` shows \
-             those that are",
-            path.display(),
-            configured.display()
-        ),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removed::Unknown),
         Err(error) => {
             return Err(error).with_context(|| format!("cannot delete {}", path.display()));
         }
@@ -819,11 +816,9 @@ mod tests {
                 .to_string()
                 .contains(&configured.display().to_string())
         );
-        let error = remove_machine(&dirs.run, &dirs.config, "nobody").unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("no machine nobody is declared")
+        assert_eq!(
+            remove_machine(&dirs.run, &dirs.config, "nobody").unwrap(),
+            Removed::Unknown
         );
         dirs.run("db", PACKAGED);
         assert_eq!(
