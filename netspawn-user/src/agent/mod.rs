@@ -270,7 +270,10 @@ impl Agent {
                     }
                 },
                 changed = watcher.changed() => {
-                    changed.context("cannot watch the folders of declarations")?;
+                    if let Err(error) = changed {
+                        tracing::warn!("cannot watch the directories of declarations: {error}");
+                        tokio::time::sleep(RETRY).await;
+                    }
                     Event::Files
                 }
                 () = machined_changed(&mut self.machined) => Event::Machined,
@@ -290,8 +293,9 @@ impl Agent {
                     break;
                 }
                 Event::Host if self.sources.differ(self.observer.host()) => self.reload(),
-                Event::Host | Event::Machined | Event::Retry => {}
-                Event::Files => self.reload(),
+                Event::Host | Event::Machined => {}
+                Event::Retry if self.snapshot.problems.is_empty() => {}
+                Event::Retry | Event::Files => self.reload(),
                 Event::Tick => {
                     self.deadline = deadline();
                     self.sources.sweep();
@@ -436,7 +440,8 @@ impl Agent {
         self.observer.rest(started.elapsed());
         self.told.ended(Attempt::Sync, &synced);
         match synced {
-            Ok(_) if !self.plane.unfinished() => {
+            // A file that could not be read may be read the next time.
+            Ok(_) if !self.plane.unfinished() && self.snapshot.problems.is_empty() => {
                 self.retry_after = RETRY;
                 None
             }

@@ -228,6 +228,8 @@ pub struct Netlink {
     socket: Socket,
     buffer: Vec<u8>,
     sequence: u32,
+    /// The last answer was not read to its end.
+    cut_short: bool,
 }
 
 impl Netlink {
@@ -244,6 +246,7 @@ impl Netlink {
             socket,
             buffer: vec![0; RECEIVE],
             sequence: 0,
+            cut_short: false,
         })
     }
 
@@ -265,6 +268,7 @@ impl Netlink {
             socket,
             buffer: vec![0; RECEIVE],
             sequence: 0,
+            cut_short: false,
         })
     }
 
@@ -310,12 +314,19 @@ impl Netlink {
         flags: i32,
         mut read: impl FnMut(Message<'_>),
     ) -> Result<bool, Error> {
+        if std::mem::take(&mut self.cut_short) {
+            // A dump that is not read to its end has the kernel refuse the next one (EBUSY of
+            // `__netlink_dump_start`).
+            let flags = libc::MSG_DONTWAIT;
+            while matches!(receive(&self.socket, &mut self.buffer, flags), Ok(1..)) {}
+        }
         self.sequence = self.sequence.wrapping_add(1);
         request.finish(flags, self.sequence);
         self.socket.send(&request.bytes, 0)?;
         let mut whole = true;
         loop {
-            let length = receive(&self.socket, &mut self.buffer, 0)?;
+            let length = receive(&self.socket, &mut self.buffer, 0)
+                .inspect_err(|_| self.cut_short = true)?;
             for message in messages(&self.buffer[..length]) {
                 // A request given up on earlier may still be answered.
                 if message.sequence != self.sequence {

@@ -113,7 +113,7 @@ impl Tables {
     fn dump_with_peers(netlink: &mut Netlink) -> Result<Self, Error> {
         let mut tables = Tables::dump(netlink)?;
         let all = tables.links.keys().copied().collect();
-        tables.read_peers(netlink, &all);
+        tables.read_peers(netlink, &all)?;
         Ok(tables)
     }
 
@@ -135,9 +135,15 @@ impl Tables {
         unknown
     }
 
-    /// Reads the MACs of the peers of these links; whether one has changed.
-    fn read_peers(&mut self, netlink: &mut Netlink, ifindexes: &BTreeSet<u32>) -> bool {
-        let mut changed = false;
+    /// Reads the MACs of the peers of these links.
+    ///
+    /// # Errors
+    /// When the kernel does not tell. To who may not look they are what they were.
+    fn read_peers(
+        &mut self,
+        netlink: &mut Netlink,
+        ifindexes: &BTreeSet<u32>,
+    ) -> Result<(), Error> {
         for ifindex in ifindexes {
             let Some(peer) = self.links.get(ifindex).and_then(|link| link.peer) else {
                 continue;
@@ -145,11 +151,11 @@ impl Tables {
             let mac = match peer.netnsid {
                 Some(netnsid) => match read::peer_mac(netlink, peer.ifindex, netnsid) {
                     Ok(mac) => mac,
-                    Err(error) => {
-                        // It is what it was, until it can be asked for again.
+                    Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::EACCES)) => {
                         tracing::debug!("cannot read the MAC behind link {ifindex}: {error}");
                         continue;
                     }
+                    Err(error) => return Err(error),
                 },
                 None => self.links.get(&peer.ifindex).map(|link| link.mac),
             };
@@ -158,11 +164,10 @@ impl Tables {
                 .get_mut(ifindex)
                 .and_then(|link| link.peer.as_mut())
             {
-                changed |= peer.mac != mac;
                 peer.mac = mac;
             }
         }
-        changed
+        Ok(())
     }
 
     fn host(&self) -> Host {
@@ -557,7 +562,7 @@ impl Observer {
                 self.next_peer = after.map_or(0, |(ifindex, _)| *ifindex);
                 peers
             };
-            tables.read_peers(&mut self.netlink, &peers);
+            tables.read_peers(&mut self.netlink, &peers)?;
             self.tables = tables;
             self.changes = Changes::default();
             self.refresh_after = Instant::now() + started.elapsed() * REFRESH_SHARE;
@@ -588,7 +593,10 @@ impl Observer {
         };
         let changes = std::mem::replace(&mut self.changes, later);
         self.unreported |= !self.gone.is_empty();
-        self.tables.read_peers(&mut self.netlink, &changes.peers);
+        if let Err(error) = self.tables.read_peers(&mut self.netlink, &changes.peers) {
+            self.changes.all = true;
+            return Err(error);
+        }
         for ifindex in changes.links.union(&changes.peers) {
             let now = self.tables.links.get(ifindex);
             if self.host.links.get(ifindex) != now {
