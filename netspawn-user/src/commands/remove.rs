@@ -40,6 +40,14 @@ pub fn run(global: &Global, args: &RemoveArgs, plane: &dyn DataPlane) -> anyhow:
             machine_path(&global.run_dir, name).display(),
             machine_path(&global.config_dir, name).display()
         ),
+        Removed::Withdrawn if declared => {
+            let mut lines = vec![format!(
+                "machine {name} is still served: something else declares it, or it is not known \
+                 that nothing does"
+            )];
+            lines.extend(applied.problems.iter().map(ToString::to_string));
+            Ok(Outcome::Partly(lines))
+        }
         Removed::Unknown | Removed::Withdrawn => Ok(Outcome::of(applied.left().collect())),
         Removed::StillDeclared(path) => Ok(Outcome::Partly(vec![format!(
             "machine {name} is still declared by {}; delete or edit that file",
