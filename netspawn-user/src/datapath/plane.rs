@@ -576,9 +576,12 @@ impl Plane {
         let mut refused = Vec::new();
         if self.found_guards.is_none() {
             // A guard of an earlier process may be on a port that is nobody's any more.
-            match self.ports.states() {
+            match twice(|| self.ports.states()) {
                 Ok(states) => self.look_at(&states),
-                Err(error) => refused.push(problem(error.to_string())),
+                Err(error) => {
+                    self.doubtful = true;
+                    refused.push(problem(error.to_string()));
+                }
             }
         }
         let mut closed = BTreeMap::new();
