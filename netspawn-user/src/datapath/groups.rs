@@ -92,7 +92,12 @@ pub fn sync(
     let switched = records.iter().any(|record| record == ALL_MULTICAST);
     if all && !switched && !multicast::allmulti(netlink, ifindex)? {
         pins.record_uplink(name, ALL_MULTICAST, "on")?;
-        multicast::set_allmulti(netlink, ifindex, true)?;
+        if let Err(error) = multicast::set_allmulti(netlink, ifindex, true) {
+            // It may be on all the same, when only the answer was lost.
+            multicast::set_allmulti(netlink, ifindex, false)?;
+            pins.forget(name, ALL_MULTICAST)?;
+            return Err(error.into());
+        }
     }
     // Recorded before it is done: who is killed in between leaves a record too many, which
     // harms nobody. What others have joined is left alone.
@@ -122,10 +127,14 @@ pub fn sync(
             }
             let record = record_of(group, REPORTED);
             pins.record_uplink(name, &record, "joined")?;
-            let joined = multicast::join_reported(netlink, ifindex, address);
-            if !matches!(joined, Ok(true)) {
-                pins.forget(name, &record)?;
-                joined?;
+            match multicast::join_reported(netlink, ifindex, address) {
+                Ok(true) => {}
+                Ok(false) => pins.forget(name, &record)?,
+                Err(error) => {
+                    multicast::leave_reported(netlink, ifindex, address)?;
+                    pins.forget(name, &record)?;
+                    return Err(error.into());
+                }
             }
         }
     }
