@@ -41,6 +41,8 @@ impl Agent {
                 let desired = self.attach(&uplinks, mode)?;
                 response.ready = Some(ready_line(&mut self.plane, &desired, self.observer.host())?);
                 self.tell(&desired);
+                let problems = self.snapshot.problems.iter().chain(&desired.problems);
+                response.failed = problems.map(ToString::to_string).collect();
                 let metrics = self.metrics.as_ref();
                 response.metrics = metrics.map(|metrics| metrics.address().clone());
             }

@@ -120,7 +120,8 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
                 })
                 .inspect_err(|_| revert::settle(global))?;
             output::print(&format!("{}\n", response.ready.unwrap_or_default()))?;
-            let left = metrics_left(&settings.metrics, &response.metrics);
+            let mut left = metrics_left(&settings.metrics, &response.metrics);
+            left.extend(response.failed);
             return Ok(Attempt::Handed(settings.uplinks, left));
         }
     };
