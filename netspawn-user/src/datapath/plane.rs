@@ -23,7 +23,7 @@ use super::{
     keep::Kept,
     maps::{self, Maps},
     object::{self, Constants, Sizes},
-    pins::{self, Pins},
+    pins::{self, Pins, Uplink},
     raise,
     reader::Size,
     twice, upgrade,
@@ -412,13 +412,11 @@ impl Plane {
     /// # Errors
     /// When one cannot be attached: then all is as it was before.
     pub fn attach(&mut self, new: &[(&Link, Mode)], wanted: &Wanted<'_>) -> Result<Desired> {
-        self.put_back()?;
-        for other in &self.others {
-            upgrade::copy_records(other, &self.pins)?;
-        }
-        self.follow_names(wanted.host)?;
-        let before = self.pins.uplinks()?;
-        let result = self.attach_all(new, wanted);
+        let mut before = None;
+        let result = self.look_before(wanted).and_then(|uplinks| {
+            before = Some(uplinks);
+            self.attach_all(new, wanted)
+        });
         if result.is_err() {
             if !self.others.is_empty() {
                 // Programs of either version forward; the next attach completes it.
@@ -429,7 +427,7 @@ impl Plane {
                 }));
             } else if self.fresh {
                 self.teardown().into_iter().for_each(told_line);
-            } else {
+            } else if let Some(before) = before {
                 for (link, _) in new {
                     match before.iter().find(|uplink| uplink.name == link.name) {
                         Some(uplink) => told(self.restore(uplink)),
@@ -444,6 +442,16 @@ impl Plane {
             }
         }
         result
+    }
+
+    /// The uplinks that are attached, also those of another version.
+    fn look_before(&mut self, wanted: &Wanted<'_>) -> Result<Vec<Uplink>> {
+        self.put_back()?;
+        for other in &self.others {
+            upgrade::copy_records(other, &self.pins)?;
+        }
+        self.follow_names(wanted.host)?;
+        self.pins.uplinks()
     }
 
     fn attach_all(&mut self, new: &[(&Link, Mode)], wanted: &Wanted<'_>) -> Result<Desired> {
