@@ -43,7 +43,11 @@ impl Snapshot {
             ("rule6", "ip -6 -j rule"),
             ("bpf", "bpftool -j net"),
         ] {
-            let text = ns.run(command)?;
+            let mut text = ns.run(command)?;
+            if text.is_empty() {
+                // Seen of `ip` on a busy machine: no output, and exit code 0.
+                text = ns.run(command)?;
+            }
             let mut value: Value = serde_json::from_str(&text)
                 .with_context(|| format!("`{command}` printed {text}"))?;
             for entry in value.as_array_mut().into_iter().flatten() {
