@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cli::Mode,
+    datapath::twice,
     driver::{self, cni::attachment},
     event::Filter,
     folder, gone, lock,
@@ -264,18 +265,31 @@ impl RunDir {
     /// Removes what is not a declaration, and RUNDIR when nothing else is in it.
     /// The caller holds the lock.
     pub fn clear(&self) {
-        // What is gone already needs no removal, what cannot be removed harms
-        // nobody: it is empty or overwritten by the next attach.
-        let _ = fs::remove_file(self.namespace_file());
-        let _ = fs::remove_file(self.sources_file());
-        let _ = fs::remove_file(self.socket());
-        let _ = fs::remove_file(driver::docker::socket(&self.folder));
-        let _ = fs::remove_file(self.lock_file());
-        let _ = fs::remove_dir_all(engine::folder(&self.folder));
-        let _ = fs::remove_dir(self.folder.join("machines"));
-        let _ = fs::remove_dir(attachment::folder(&self.folder));
-        let _ = fs::remove_dir(attachment::begun_folder(&self.folder));
-        let _ = fs::remove_dir(&self.folder);
+        let removed = |path: &Path, result: io::Result<Option<()>>| {
+            if let Err(error) = result {
+                tracing::warn!("cannot remove {}: {error}", path.display());
+            }
+        };
+        for file in [
+            self.namespace_file(),
+            self.sources_file(),
+            self.socket(),
+            driver::docker::socket(&self.folder),
+            self.lock_file(),
+        ] {
+            removed(&file, twice(|| gone::path(fs::remove_file(&file))));
+        }
+        let engines = engine::folder(&self.folder);
+        removed(&engines, twice(|| gone::path(fs::remove_dir_all(&engines))));
+        for directory in [
+            self.folder.join("machines"),
+            attachment::folder(&self.folder),
+            attachment::begun_folder(&self.folder),
+            self.folder.clone(),
+        ] {
+            // It stays while others have something in it, and harms nobody.
+            let _ = twice(|| gone::path(fs::remove_dir(&directory)));
+        }
     }
 
     /// Waits for the right to write, or for an agent that has it.
