@@ -100,6 +100,8 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
     if settings.dry_run {
         return dry_run(global, &config, &settings, host, &uplinks).map(Attempt::Ended);
     }
+    // A terminal that goes ends nobody in the middle of an attach.
+    let mut hangup = runtime.block_on(async { Hangup::heed() })?;
     let turn = run_dir.turn()?;
     if args.log_programs && matches!(turn, Turn::Agent(_)) {
         bail!(
@@ -107,8 +109,6 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
              goes on), and attach again with --log-programs"
         );
     }
-    // A terminal that goes ends nobody in the middle of an attach.
-    let mut hangup = runtime.block_on(async { Hangup::heed() })?;
     let revert = revert::begin(global, &settings, &uplinks, &turn)?;
     let lock = match turn {
         Turn::Mine(lock) => lock,
@@ -126,26 +126,29 @@ fn attempt(global: &Global, args: &AttachArgs) -> Result<Attempt> {
         }
     };
 
+    let fresh = !Pins::new(&global.bpf_dir).exist()?;
+    let give_up = || {
+        if fresh {
+            run_dir.clear();
+        }
+        revert::settle(global);
+    };
     // Before anything is changed: a place that is taken leaves all as it is.
     let listener = match &settings.metrics {
         Some(address) if !settings.once => {
-            Some(Listener::bind(address).inspect_err(|_| revert::settle(global))?)
+            Some(Listener::bind(address).inspect_err(|_| give_up())?)
         }
         _ => None,
     };
     tell_unseen();
     tell_bypassed();
-    let fresh = !Pins::new(&global.bpf_dir).exist()?;
     let attached = attach(global, args, &config, &settings, host, &uplinks);
     let (mut plane, desired, mut problems) = match attached {
         Ok(attached) => attached,
         Err(error) => {
             // Its socket may be in RUNDIR.
             drop(listener);
-            if fresh {
-                run_dir.clear();
-            }
-            revert::settle(global);
+            give_up();
             return Err(error);
         }
     };
