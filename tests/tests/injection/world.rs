@@ -138,6 +138,9 @@ impl World {
     /// without a fault shows them.
     pub fn calls(&mut self, operation: Operation) -> Result<(usize, Numbers)> {
         self.prepare(operation)?;
+        if operation == Operation::Detach {
+            self.canaries_end()?;
+        }
         let trace = format!("trace={}", CALLS.join(","));
         match operation {
             Operation::Sync => drop(self.sync(&[&trace], false)?),
