@@ -25,6 +25,7 @@ neighbor_is() { ip -n net neigh show "$1" | grep -q "lladdr $2"; }
 neighbors_are() { neighbor_is 203.0.113.2 "$1" && neighbor_is 2001:db8::2 "$1"; }
 mac_of() { cat "/sys/class/net/$1/address"; }
 told() { grep -q "$1" /tmp/agent; }
+answers() { ip netns exec net ping -n -c 1 -W 1 "$1"; }
 # The groups of an interface are complete when it has its link-local address.
 link_local() { ip -6 addr show dev "$1" scope link -tentative | grep -q inet6; }
 programs_on() { netspawn-xdp --json status | grep -q "\"name\": *\"$1\""; }
@@ -67,8 +68,8 @@ before=$(ip maddr show dev s0)
 netspawn-xdp attach s0 >/tmp/agent 2>&1 &
 # Under emulation the verifier takes its time.
 wait_for 120 told ^ready:
-ip netns exec net ping -n -c 1 -W 2 203.0.113.2
-ip netns exec net ping -n -c 1 -W 2 2001:db8::2
+wait_for 10 answers 203.0.113.2
+wait_for 10 answers 2001:db8::2
 neighbors_are "$(mac_of s0)"
 
 # It goes into a bond, and the programs with it.
@@ -80,8 +81,8 @@ ip link set s1 master bond0
 host_on bond0
 wait_for 10 told "s0 is a port of the bond bond0"
 wait_for 5 programs_on bond0
-ip netns exec net ping -n -c 1 -W 2 203.0.113.2
-ip netns exec net ping -n -c 1 -W 2 2001:db8::2
+wait_for 10 answers 203.0.113.2
+wait_for 10 answers 2001:db8::2
 ip maddr show dev bond0 | grep -q 33:33:ff:00:00:02
 wait_for 5 neighbors_are "$(mac_of bond0)"
 
@@ -118,7 +119,7 @@ ip link del bond0
 wait_for 10 told "s0 is no port any more"
 host_on s0
 wait_for 5 programs_on s0
-ip netns exec net ping -n -c 1 -W 2 203.0.113.2
+wait_for 10 answers 203.0.113.2
 netspawn-xdp detach
 wait_for 10 link_local s0
 after=$(ip maddr show dev s0)
