@@ -77,6 +77,8 @@ struct World {
     answers: Answers,
     known: Known,
     held: State,
+    /// Whether the agent that runs has ever had an answer.
+    heard: bool,
 }
 
 impl World {
@@ -95,6 +97,7 @@ impl World {
             answers: Answers::default(),
             known: Known::asking(true),
             held: State::default(),
+            heard: false,
         }
     }
 
@@ -177,6 +180,7 @@ impl World {
     fn answer(&mut self) {
         if let Some((asked, users)) = self.asked.take() {
             self.kept = Some(users);
+            self.heard = true;
             self.answers.listed(Source::Incus, asked, true);
         }
     }
@@ -201,7 +205,9 @@ impl World {
                 self.noted = false;
             }
             // One that ends while it makes a link takes it away again.
-            Step::Daemon(on) if !self.making => self.daemon = on,
+            // One that ends before this agent was ever answered leaves it what is kept, as
+            // one that is away when the agent starts.
+            Step::Daemon(on) if !self.making && (on || self.heard) => self.daemon = on,
             Step::Start if self.link.is_none() => {
                 self.link = Some((self.next, false));
                 self.next += 1;
@@ -213,6 +219,7 @@ impl World {
             // While the engine is away, a new agent takes what is kept for all there was.
             Step::Restart if self.daemon => {
                 self.asked = None;
+                self.heard = false;
                 self.answers = Answers::default();
                 self.known = Known::asking(true);
                 self.known.see(&self.host(), self.clock);
