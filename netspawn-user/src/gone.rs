@@ -124,6 +124,13 @@ pub fn is_no_interface(error: &netlink::Error) -> bool {
         .is_some_and(|errno| INTERFACE.contains(&errno))
 }
 
+/// Whether `bpf(2)` says so.
+pub fn is_no_interface_to_bpf(error: &io::Error) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|errno| INTERFACE.contains(&errno))
+}
+
 /// `None` when rtnetlink says that there is no such interface.
 ///
 /// # Errors

@@ -48,6 +48,9 @@ pub(crate) const LINKS: [(Hook, &str); 3] = [
     (Hook::TcEgress, "tc-egress"),
 ];
 
+/// All hooks of an uplink.
+pub(super) const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::TcIngress, Hook::TcEgress];
+
 /// What decides the content of the maps, besides what they hold.
 pub struct Wanted<'a> {
     /// Machines.
@@ -466,23 +469,23 @@ impl Plane {
             self.kept.keep_maps(&self.pins)?;
         }
         self.pin_guard()?;
-        let desired = if self.fresh || !self.others.is_empty() {
+        if self.fresh || !self.others.is_empty() {
             self.prefill(wanted)?;
             for other in &self.others {
                 upgrade::move_links(other, &self.pins)?;
             }
-            if !self.others.is_empty() {
+            if self.others.is_empty() {
+                // At egress what a machine sends is strange until its port has its guard.
+                self.attach_uplinks(&[Hook::Xdp, Hook::TcIngress])?;
+            } else {
                 // What the other version's guards send is strange to this one's egress, and
                 // not the other way round.
                 self.ports.replace_program(self.guard.as_fd())?;
+                self.attach_uplinks(&HOOKS)?;
             }
-            self.attach_uplinks()?;
-            self.sync(wanted)?
-        } else {
-            let desired = self.sync(wanted)?;
-            self.attach_uplinks()?;
-            desired
-        };
+        }
+        let desired = self.sync(wanted)?;
+        self.attach_uplinks(&HOOKS)?;
         self.ports.replace_program(self.guard.as_fd())?;
         if resized {
             self.pins.swap_maps()?;
@@ -520,10 +523,10 @@ impl Plane {
         Ok(())
     }
 
-    fn attach_uplinks(&mut self) -> Result<()> {
+    fn attach_uplinks(&mut self, hooks: &[Hook]) -> Result<()> {
         for uplink in self.pins.uplinks()? {
             if uplink.has_programs() {
-                self.attach_uplink(&uplink.name, uplink.ifindex, uplink.xdp)?;
+                self.attach_hooks(hooks, &uplink.name, uplink.ifindex, uplink.xdp)?;
             }
         }
         Ok(())
@@ -605,6 +608,9 @@ impl Plane {
             let names = machines_by_port(&desired);
             for (ifindex, problem) in failed {
                 host.to_mut().links.remove(&ifindex);
+                let Some(problem) = problem else {
+                    continue;
+                };
                 let name = names.get(&ifindex).map(|name| (*name).to_owned());
                 closed.insert(ifindex, (name, problem.fault.message.clone()));
                 refused.push(problem);
@@ -716,8 +722,8 @@ impl Plane {
     }
 
     /// Guards the ports that have not been seen to. Those that could not be
-    /// guarded come back.
-    fn guard_ports(&mut self, ports: &BTreeSet<u32>) -> Vec<(u32, Problem)> {
+    /// guarded come back; without a problem one that is gone, of which the kernel tells.
+    fn guard_ports(&mut self, ports: &BTreeSet<u32>) -> Vec<(u32, Option<Problem>)> {
         let mut failed = Vec::new();
         let new: Vec<u32> = ports.difference(&self.guarded).copied().collect();
         for ifindex in &new {
@@ -730,7 +736,8 @@ impl Plane {
                     self.found_guards.get_or_insert_default().insert(*ifindex);
                     self.newly_guarded.push((*ifindex, Instant::now()));
                 }
-                Err(error) => failed.push((*ifindex, problem(error.to_string()))),
+                Err(error) if error.is_no_interface() => failed.push((*ifindex, None)),
+                Err(error) => failed.push((*ifindex, Some(problem(error.to_string())))),
             }
         }
         failed

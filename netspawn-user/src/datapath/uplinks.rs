@@ -13,7 +13,7 @@ use super::{
     attach::{bpf::Hook, outermost},
     groups, object,
     pins::{self, Uplink},
-    plane::{LINKS, Plane, program_of},
+    plane::{HOOKS, LINKS, Plane, program_of},
 };
 use crate::{
     cli::Mode,
@@ -249,11 +249,23 @@ impl Plane {
     /// Attaches this process's programs to an interface. XDP goes first, because
     /// that is what may be refused.
     pub(super) fn attach_uplink(&mut self, name: &str, ifindex: u32, xdp: bool) -> Result<()> {
+        self.attach_hooks(&HOOKS, name, ifindex, xdp)
+    }
+
+    /// Attaches those of these hooks.
+    pub(super) fn attach_hooks(
+        &mut self,
+        hooks: &[Hook],
+        name: &str,
+        ifindex: u32,
+        xdp: bool,
+    ) -> Result<()> {
         let programs = self
             .programs
             .as_mut()
             .context("this process has loaded no programs")?;
-        for (hook, pin) in LINKS.map(|(hook, file)| (hook, self.pins.uplink(name).join(file))) {
+        let links = LINKS.map(|(hook, file)| (hook, self.pins.uplink(name).join(file)));
+        for (hook, pin) in links.into_iter().filter(|(hook, _)| hooks.contains(hook)) {
             let program = match hook {
                 Hook::Xdp if !xdp => {
                     self.uplinks.detach(ifindex, &[(hook, &pin)])?;

@@ -106,6 +106,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the interface is gone.
+    pub fn is_no_interface(&self) -> bool {
+        match self {
+            Error::Netlink { source, .. } => gone::is_no_interface(source),
+            Error::Bpf { source, .. } => gone::is_no_interface_to_bpf(source),
+            _ => false,
+        }
+    }
+}
+
 fn pin_hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOENT) => " (is a bpf filesystem mounted there?)",
