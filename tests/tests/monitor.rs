@@ -164,6 +164,13 @@ in_each_mode! {
     programs_say_what_they_do_when_asked_to_alone
 }
 
+/// One machine is not served.
+fn attach_beside_a_rival(lab: &Lab) -> Result<()> {
+    let attached = lab.output("attach eth1 --mode tc")?;
+    assert_eq!(attached.code(), 3, "{attached:?}");
+    Ok(())
+}
+
 #[test]
 fn machines_and_uplinks_that_come_and_go_are_told() -> Result<()> {
     let lab = Lab::usual()?;
@@ -196,14 +203,14 @@ fn machines_and_uplinks_that_come_and_go_are_told() -> Result<()> {
     lab.withdraw("mail")?;
     reader.wait(&machine("mail", "gone"))?;
 
-    lab.run("attach eth1 --mode tc")?;
+    attach_beside_a_rival(&lab)?;
     reader.wait(&json!({
         "kind": "uplink", "interface": "eth1", "state": "attached", "mode": "tc",
     }))?;
     reader.wait(&json!({"kind": "announce", "interface": "eth1", "cause": "attached"}))?;
     lab.run("detach eth1")?;
     reader.wait(&json!({"kind": "uplink", "interface": "eth1", "state": "detached"}))?;
-    lab.run("attach eth1 --mode tc")?;
+    attach_beside_a_rival(&lab)?;
     lab.host.run("ip link del eth1")?;
     reader.wait(&json!({"kind": "uplink", "interface": "eth1", "state": "gone"}))?;
     let mut flapped = reader.events()?;
