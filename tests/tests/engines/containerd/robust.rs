@@ -194,6 +194,10 @@ fn killed_at_any_time_it_leaves_nothing_that_is_not_found_again() -> Result<()> 
             done",
         )?;
         a.end()?;
+        // The kernel takes a namespace's links away some time after the namespace.
+        system.shell(
+            "for _ in $(seq 100); do ip -o link | grep -q ' cni' || break; sleep 0.1; done",
+        )?;
         b.does("ADD", config).with_context(when)?;
         b.does("DEL", config)?;
         nothing_is_left(&system).with_context(when)?;
