@@ -203,14 +203,14 @@ fn machines_and_uplinks_that_come_and_go_are_told() -> Result<()> {
     lab.withdraw("mail")?;
     reader.wait(&machine("mail", "gone"))?;
 
-    attach_beside_a_rival(&lab)?;
+    attach_beside_a_rival(lab)?;
     reader.wait(&json!({
         "kind": "uplink", "interface": "eth1", "state": "attached", "mode": "tc",
     }))?;
     reader.wait(&json!({"kind": "announce", "interface": "eth1", "cause": "attached"}))?;
     lab.run("detach eth1")?;
     reader.wait(&json!({"kind": "uplink", "interface": "eth1", "state": "detached"}))?;
-    attach_beside_a_rival(&lab)?;
+    attach_beside_a_rival(lab)?;
     lab.host.run("ip link del eth1")?;
     reader.wait(&json!({"kind": "uplink", "interface": "eth1", "state": "gone"}))?;
     let mut flapped = reader.events()?;
