@@ -253,7 +253,7 @@ fn one_of<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, Fault> {
 /// A size of maps: at least one entry, and no more than the kernel could hold.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 fn count(number: i64) -> Result<u32, Fault> {
     u32::try_from(number)

@@ -144,7 +144,7 @@ impl<'t> Document<'t> {
     /// Passes a result on, and reports its fault.
     #[expect(
         clippy::disallowed_methods,
-        reason = "what cannot be read as one is none; the kernel is not asked"
+        reason = "this parses text or bytes; no system call can fail here"
     )]
     pub fn check<T>(
         &mut self,
@@ -192,7 +192,7 @@ impl<'t> Document<'t> {
     /// A whole number, through `check`.
     #[expect(
         clippy::disallowed_methods,
-        reason = "what cannot be read as one is none; the kernel is not asked"
+        reason = "this parses text or bytes; no system call can fail here"
     )]
     pub fn integer<T>(
         &mut self,

@@ -83,7 +83,7 @@ pub fn interface_name(text: &str) -> Result<String, Fault> {
 /// How long an attach waits for `confirm`.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub fn waiting_time(text: &str) -> Result<Duration, Fault> {
     let time: SignedDuration = text.parse().map_err(|_| {
@@ -153,7 +153,7 @@ pub fn shortest(prefix: &IpNet) -> String {
 /// An address, or a prefix without host bits, that a machine can own.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub fn prefix(text: &str) -> Result<IpNet, Fault> {
     const EXAMPLE: &str =
@@ -218,7 +218,7 @@ pub fn prefix(text: &str) -> Result<IpNet, Fault> {
 /// The link-layer address of one station.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub fn mac(text: &str) -> Result<Mac, Fault> {
     const EXAMPLE: &str = "write six bytes such as 02:00:00:00:00:05";
@@ -253,7 +253,7 @@ pub fn mac(text: &str) -> Result<Mac, Fault> {
 /// An 802.1Q VLAN id.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub fn vlan(number: i64) -> Result<u16, Fault> {
     u16::try_from(number)

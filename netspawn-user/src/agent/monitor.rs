@@ -153,7 +153,7 @@ impl Agent {
 /// The time of a report.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub(super) fn when(report: &Report) -> Timestamp {
     let now = Timestamp::now();

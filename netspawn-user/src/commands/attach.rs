@@ -253,7 +253,7 @@ impl Hangup {
     /// under nohup(1).
     #[expect(
         clippy::disallowed_methods,
-        reason = "the failure is logged; rules are only told of"
+        reason = "the failure is logged; rules are only reported"
     )]
     fn heed() -> Result<Self> {
         let status = fs::read_to_string("/proc/self/status").context("cannot read /proc")?;
@@ -338,7 +338,7 @@ fn tell_unseen() {
 /// them may count on it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the failure is logged; rules are only told of"
+    reason = "the failure is logged; rules are only reported"
 )]
 fn tell_bypassed() {
     let chains = firewall::bypassed().unwrap_or_else(|error| {

@@ -90,7 +90,7 @@ const PLACE: usize = 64;
 /// The kernel's; `EINVAL` or 524 when it has no batches for the map.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub fn read(
     map: BorrowedFd<'_>,

@@ -236,7 +236,7 @@ fn record_of(group: Mac, start: &str) -> String {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 fn group_of(record: &str, start: &str) -> Option<Mac> {
     let digits = record.strip_prefix(start)?;

@@ -42,7 +42,7 @@ impl log::Log for Frames {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "what cannot be read as one is none; the kernel is not asked"
+        reason = "this parses text or bytes; no system call can fail here"
     )]
     fn log(&self, record: &log::Record<'_>) {
         let text = record.args().to_string();

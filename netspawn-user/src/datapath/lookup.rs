@@ -60,7 +60,7 @@ impl Shape {
 /// The kernel's.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub fn each(
     map: BorrowedFd<'_>,

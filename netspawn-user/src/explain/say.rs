@@ -122,7 +122,7 @@ impl Answer {
     /// Puts together what the library and the programs say.
     #[expect(
         clippy::disallowed_methods,
-        reason = "what cannot be read as one is none; the kernel is not asked"
+        reason = "this parses text or bytes; no system call can fail here"
     )]
     pub fn new(
         world: &World,

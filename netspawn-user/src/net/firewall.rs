@@ -129,7 +129,7 @@ fn devices(hook: &[u8]) -> Vec<String> {
 /// without its own tool.
 #[expect(
     clippy::disallowed_methods,
-    reason = "without iptables in the kernel there is no such file, and rules are only told of"
+    reason = "without iptables in the kernel there is no such file, and rules are only reported"
 )]
 pub fn legacy_tables() -> Vec<String> {
     [

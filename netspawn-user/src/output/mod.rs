@@ -138,7 +138,7 @@ pub fn rate(per_second: f64) -> String {
 /// A time to the second.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub fn time(at: Timestamp) -> String {
     let whole = at.round(jiff::Unit::Second).unwrap_or(at);

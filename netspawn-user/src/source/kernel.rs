@@ -366,7 +366,7 @@ impl<'a> Surveyor<'a> {
     /// after machines, else the port's own name, also where two have the same.
     #[expect(
         clippy::disallowed_methods,
-        reason = "what cannot be read as one is none; the kernel is not asked"
+        reason = "this parses text or bytes; no system call can fail here"
     )]
     fn name(&self, ports: BTreeMap<u32, (Vec<Route>, BTreeSet<Mac>)>, survey: &mut Survey) {
         let mut usual: BTreeMap<String, u32> = BTreeMap::new();
@@ -429,7 +429,7 @@ fn is_bridge(link: &Link) -> bool {
 /// Whether a machine can own it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 fn is_ownable(prefix: &IpNet) -> bool {
     fields::prefix(&prefix.to_string()).is_ok()
@@ -446,7 +446,7 @@ fn hop(route: &Route) -> Option<IpAddr> {
 /// interface are alternative names.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 fn nspawn_name(link: &Link) -> Option<String> {
     let names = link.alt_names.iter().chain([&link.name]);

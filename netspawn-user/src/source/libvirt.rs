@@ -265,7 +265,7 @@ fn filtered(interface: Node, faults: &mut Vec<Wrong>) -> Vec<IpNet> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 fn mac_of(interface: Node) -> Option<Mac> {
     fields::mac(child(interface, "mac")?.attribute("address")?).ok()

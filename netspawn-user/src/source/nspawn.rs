@@ -226,7 +226,7 @@ impl Section {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "what cannot be read as one is none; the kernel is not asked"
+        reason = "this parses text or bytes; no system call can fail here"
     )]
     fn check<T>(&mut self, line: usize, field: &str, result: Result<T, Fault>) -> Option<T> {
         result

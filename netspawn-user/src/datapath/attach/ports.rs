@@ -422,7 +422,7 @@ impl Ports {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "what cannot be read as one is none; the kernel is not asked"
+        reason = "this parses text or bytes; no system call can fail here"
     )]
     fn pins(&self) -> Result<Vec<(u32, PathBuf)>, Error> {
         let entries = gone::list(&self.pins).map_err(at(&self.pins, "list the directory"))?;

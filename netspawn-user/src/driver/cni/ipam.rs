@@ -93,7 +93,7 @@ impl Ipam<'_> {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "what cannot be read as one is none; the kernel is not asked"
+        reason = "this parses text or bytes; no system call can fail here"
     )]
     fn run(&self, command: Command) -> Result<Vec<u8>, Error> {
         let mut process = Process::new(self.file()?);

@@ -62,7 +62,7 @@ pub fn endpoints(container: &ContainerSummary) -> impl Iterator<Item = String> {
 /// which are nobody's word here.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 pub fn of(
     container: &ContainerSummary,
@@ -191,7 +191,7 @@ fn name(container: &ContainerSummary) -> Option<&str> {
 /// What a network has assigned.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 fn assigned(endpoint: &EndpointSettings) -> Vec<IpNet> {
     let (v4, v6) = (&endpoint.ip_address, &endpoint.global_ipv6_address);
@@ -250,7 +250,7 @@ fn prefixes(text: &str) -> Result<Vec<IpNet>, Fault> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 fn checked<T>(key: &str, value: Result<T, Fault>, faults: &mut Vec<Wrong>) -> Option<T> {
     value

@@ -52,7 +52,7 @@ impl Taken {
 /// digits of the text's SHA-256 tell it from others.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 fn usable(text: &str) -> String {
     if fields::machine_name(text).is_ok() {

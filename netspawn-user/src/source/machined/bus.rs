@@ -476,7 +476,7 @@ async fn list(connection: &Connection, start: bool) -> Result<List> {
 /// What machined knows of a machine.
 #[expect(
     clippy::disallowed_methods,
-    reason = "what cannot be read as one is none; the kernel is not asked"
+    reason = "this parses text or bytes; no system call can fail here"
 )]
 async fn registration(
     connection: &Connection,
